@@ -1,0 +1,37 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything else is for developers.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check serve install format clean-demo
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements/cpu.txt requirements/constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements/cpu.txt -c requirements/constraints-cpu.txt
+	touch $@
+
+demo: install
+	$(BIN)/python -m jobs.demo.world --out runs/demo-world
+	$(BIN)/fuseline run jobs/recipes/demo.yaml
+	@echo
+	@echo "chat with the fused model:  make serve"
+
+serve: install
+	$(BIN)/fuseline serve jobs/recipes/demo.yaml
+
+test: install
+	$(BIN)/python -m pytest -q
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not ray"
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,320 @@
+"""The graph: from a recipe to stages with their inputs. The one place where the wiring is written.
+
+    prompts -> generate(source) -> score -> select -> sft -> generate(sft) -> score
+                                                      |                        |
+                                                      +-> select -> reference -> prefer (per arm) -> export
+    held-out prompts -> generate(every model) -> score -> evaluate
+
+Equal stages are one stage: two arms with the same selection share it, and what follows from it.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from fusion.chat import ChatConfig
+from fusion.models import PinnedModel
+from fusion.placement import Demand, GeneratePlacement
+from fusion.promptsets import PromptSet
+from fusion.recipe import Arm, Recipe, SftBlock
+from fusion.rewards import SequenceClassifier
+from fusion.rows import EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
+from fusion.sampling import Decoding
+from fusion.select import Side
+from fusion.stage import Stage
+from fusion.stages import evaluate, export, generate, prefer, prompts, reference, score, select, sft
+from fusion.training import TrainConfig
+
+Node = Stage | PinnedModel
+
+
+@dataclasses.dataclass
+class Graph:
+    """All stages of a recipe in an order in which they can run."""
+
+    recipe: Recipe
+    stages: list[Stage] = dataclasses.field(default_factory=list)
+    models: dict[str, Node] = dataclasses.field(default_factory=dict)
+    """Name -> the given or trained model."""
+    selections: dict[str, Stage] = dataclasses.field(default_factory=dict)
+    """`sft` and each arm -> its select stage."""
+    evaluation: Stage | None = None
+    export: Stage | None = None
+
+    def add(self, stage: Stage) -> Stage:
+        """Take the stage in, or return the equal one that is already there."""
+        for known in self.stages:
+            if (known.kind, known.slug, known.key) == (stage.kind, stage.slug, stage.key):
+                return known
+        self.stages.append(stage)
+        return stage
+
+
+def build(recipe: Recipe) -> Graph:
+    """Return the graph of a recipe. Reads local files to key them by content; runs nothing.
+
+    Raises:
+        InputError: a local prompts file or model folder that cannot be read.
+    """
+    return _Builder(recipe).build()
+
+
+class _Builder:
+    """Walks the recipe once, from the prompts to the export."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.graph = Graph(recipe)
+        self.given = {
+            name: PinnedModel(name, ref, recipe.root / ".digests.json") for name, ref in recipe.models.items()
+        }
+
+    def build(self) -> Graph:
+        recipe, graph = self.recipe, self.graph
+        held_out = self._prompts("held-out", recipe.evaluate.prompts, {}) if recipe.evaluate else None
+        training = self._prompts("train", recipe.prompts, {"held_out": held_out} if held_out else {})
+        graph.models["target"] = self.given["target"]
+        sources = {}
+        for name, source in recipe.sources.items():
+            graph.models[name] = self.given[name]
+            answers = self._generate(name, name, training, (source.sampling,), source.chat)
+            sources[name] = self._score(name, training, answers)
+        graph.selections["sft"] = self._select(recipe.sft, training, sources, None)
+        graph.models["sft"] = self._sft("sft", recipe.sft, self.given["target"], graph.selections["sft"])
+        own = None
+        if any(arm.select.needs_own for arm in recipe.arms.values()):
+            answers = self._generate("sft", "sft", training, (recipe.sampling,), recipe.target.chat, side="preference")
+            own = self._score("sft", training, answers)
+        for name, arm in recipe.arms.items():
+            self._arm(name, arm, training, sources, own)
+        if recipe.evaluate and held_out:
+            graph.evaluation = self._evaluate(held_out)
+        if recipe.serve:
+            graph.export = self._export(recipe.serve.arm)
+        return graph
+
+    # ---- data ------------------------------------------------------------------------------
+
+    def _prompts(self, slug: str, sets: Sequence[PromptSet], inputs: Mapping[str, Stage]) -> Stage:
+        return self.graph.add(
+            Stage(
+                kind="prompts",
+                slug=slug,
+                version=prompts.VERSION,
+                config=prompts.PromptsConfig(sets=tuple(s.identity for s in sets)),
+                placement=prompts.PromptsPlacement(sets=tuple(sets)),
+                inputs=inputs,
+                run=prompts.run,
+                row_type=Prompt,
+                max_quarantined=self.recipe.max_quarantined,
+            )
+        )
+
+    def _generate(
+        self,
+        model: str,
+        slug: str,
+        asked: Stage,
+        decodings: tuple[Decoding, ...],
+        chat: ChatConfig,
+        *,
+        side: Side | None = None,
+    ) -> Stage:
+        recipe = self.recipe
+        placement = recipe.placement.models.get(model, recipe.placement.generate)
+        return self.graph.add(
+            Stage(
+                kind="generate",
+                slug=slug,
+                version=generate.VERSION,
+                config=generate.GenerateConfig(
+                    name=model,
+                    chat=chat,
+                    decodings=decodings,
+                    seed=recipe.seed,
+                    dtype=recipe.dtype,
+                    max_model_len=recipe.max_model_len,
+                    split=recipe.split if side else None,
+                    side=side,
+                ),
+                placement=placement,
+                inputs={"prompts": asked, "model": self.graph.models[model]},
+                run=generate.run,
+                row_type=Response,
+                max_quarantined=recipe.max_quarantined,
+                demand=_engine_demand(placement),
+            )
+        )
+
+    def _score(self, slug: str, asked: Stage, answers: Stage) -> Stage:
+        placement = self.recipe.placement.score
+        rewards = {
+            f"reward_{domain}": self.given[f"score.{domain}"]
+            for domain, scorer in self.recipe.score.items()
+            if isinstance(scorer, SequenceClassifier)
+        }
+        return self.graph.add(
+            Stage(
+                kind="score",
+                slug=slug,
+                version=score.VERSION,
+                config=score.ScoreConfig.of(self.recipe.score),
+                placement=placement,
+                inputs={"prompts": asked, "responses": answers, **rewards},
+                run=score.run,
+                row_type=ScoredResponse,
+                max_quarantined=self.recipe.max_quarantined,
+                demand=Demand(placement.replicas, placement.cpus, 1.0 if rewards else 0.0, placement.accelerator),
+            )
+        )
+
+    def _select(self, block: SftBlock | Arm, training: Stage, sources: Mapping[str, Stage], own: Stage | None) -> Stage:
+        inputs: dict[str, Node] = {"prompts": training, **{f"source_{n}": s for n, s in sources.items()}}
+        if block.select.needs_own:
+            assert own is not None
+            inputs["own"] = own
+        if not block.select.needs_sources:
+            inputs = {n: node for n, node in inputs.items() if not n.startswith("source_")}
+        return self.graph.add(
+            Stage(
+                kind="select",
+                slug=block.select.type,
+                version=select.VERSION,
+                config=select.SelectConfig(rule=block.select, split=self.recipe.split),
+                inputs=inputs,
+                run=select.run,
+                row_type=block.select.row_type,
+            )
+        )
+
+    # ---- training ---------------------------------------------------------------------------
+
+    def _sft(self, slug: str, block: SftBlock | Arm, start: Node, rows: Stage) -> Stage:
+        return self.graph.add(
+            Stage(
+                kind="sft",
+                slug=slug,
+                version=sft.VERSION,
+                config=sft.SftConfig(train=_train_config(block), chat=self.recipe.target.chat),
+                placement=self.recipe.placement.train,
+                inputs={"model": start, "rows": rows},
+                run=sft.run,
+                row_type=None,
+                exclusive=True,
+                demand=self._train_demand(),
+            )
+        )
+
+    def _arm(self, name: str, arm: Arm, training: Stage, sources: Mapping[str, Stage], own: Stage | None) -> None:
+        graph = self.graph
+        start = graph.models[arm.start]
+        rows = graph.selections[name] = self._select(arm, training, sources, own)
+        if arm.loss.type == "sft":
+            graph.models[name] = self._sft(name, arm, start, rows)
+            return
+        inputs: dict[str, Node] = {"model": start, "rows": rows}
+        if arm.loss.needs_reference:
+            inputs["reference"] = self._reference(arm, start, rows)
+        graph.models[name] = graph.add(
+            Stage(
+                kind="prefer",
+                slug=name,
+                version=prefer.VERSION,
+                config=prefer.PreferConfig(train=_train_config(arm), chat=self.recipe.target.chat),
+                placement=self.recipe.placement.train,
+                inputs=inputs,
+                run=prefer.run,
+                row_type=None,
+                exclusive=True,
+                demand=self._train_demand(),
+            )
+        )
+
+    def _reference(self, arm: Arm, start: Node, rows: Stage) -> Stage:
+        return self.graph.add(
+            Stage(
+                kind="reference",
+                slug=f"{arm.start}-{arm.select.type}",
+                version=reference.VERSION,
+                config=reference.ReferenceConfig(
+                    chat=self.recipe.target.chat,
+                    max_length=arm.max_length,
+                    precision=arm.precision,
+                ),
+                placement=self.recipe.placement.train,
+                inputs={"model": start, "rows": rows},
+                run=reference.run,
+                row_type=ReferenceLogps,
+                exclusive=True,
+                demand=self._train_demand(),
+            )
+        )
+
+    def _train_demand(self) -> Demand:
+        train = self.recipe.placement.train
+        return Demand(train.workers, train.cpus_per_worker, train.gpus_per_worker, train.accelerator)
+
+    # ---- results ----------------------------------------------------------------------------
+
+    def _evaluate(self, held_out: Stage) -> Stage:
+        block = self.recipe.evaluate
+        assert block is not None
+        names = ("target", "sft", *self.recipe.arms, *self.recipe.sources)
+        scored = {}
+        for name in names:
+            chat = self.recipe.sources[name].chat if name in self.recipe.sources else self.recipe.target.chat
+            slug = f"{block.name}-{name}"
+            answers = self._generate(name, slug, held_out, block.decodings, chat)
+            scored[f"scored_{name}"] = self._score(slug, held_out, answers)
+        arms = tuple(self.recipe.arms)
+        usual = [("sft", "target"), *((arm, "sft") for arm in arms)]
+        usual += [(b, a) for i, a in enumerate(arms) for b in arms[i + 1 :]]
+        return self.graph.add(
+            Stage(
+                kind="evaluate",
+                slug=block.name,
+                version=evaluate.VERSION,
+                config=evaluate.EvaluateConfig(
+                    benchmark=block.name,
+                    models=names,
+                    num_resamples=block.num_resamples,
+                    seed=self.recipe.seed,
+                    comparisons=block.comparisons or tuple(usual),
+                ),
+                inputs=scored,
+                run=evaluate.run,
+                row_type=EvaluationItem,
+            )
+        )
+
+    def _export(self, name: str) -> Stage:
+        inputs: dict[str, Node] = {"model": self.graph.models[name], "rows": self.graph.selections[name]}
+        inputs |= {"target": self.given["target"], **{f"source_{n}": self.given[n] for n in self.recipe.sources}}
+        if self.graph.evaluation:
+            inputs["evaluation"] = self.graph.evaluation
+        return self.graph.add(
+            Stage(
+                kind="export",
+                slug=name,
+                version=export.VERSION,
+                config=export.ExportConfig(name=f"{self.recipe.name}-{name}", chat=self.recipe.target.chat),
+                inputs=inputs,
+                run=export.run,
+                row_type=None,
+                exclusive=True,
+            )
+        )
+
+
+def _train_config(block: SftBlock | Arm) -> TrainConfig:
+    return TrainConfig(**{name: getattr(block, name) for name in TrainConfig.model_fields})
+
+
+def _engine_demand(placement: GeneratePlacement) -> Demand:
+    return Demand(placement.replicas, placement.cpus, placement.gpus_per_engine, placement.accelerator)
+
+
+def unpinned(recipe: Recipe) -> list[str]:
+    """Say which models and prompt sets still have a placeholder for a revision."""
+    models = [f"{name} ({ref.repo})" for name, ref in recipe.models.items() if not ref.pinned]
+    sets = [*recipe.prompts, *(recipe.evaluate.prompts if recipe.evaluate else ())]
+    return models + [f"prompts ({s.repo})" for s in sets if s.type == "hub" and not s.pinned]

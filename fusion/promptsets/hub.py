@@ -1,0 +1,71 @@
+"""Prompt sets in Hugging Face data set repositories, pinned to a commit and read as Parquet."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fusion.config import Config
+from fusion.errors import InputError
+from fusion.models import PLACEHOLDER, REVISION
+from fusion.promptsets.files import Record, read_jsonl, read_parquet
+
+
+class HubPrompts(Config):
+    """A split of a data set repository."""
+
+    type: Literal["hub"] = "hub"
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """Data set repository, `owner/name`."""
+    revision: str
+    """Full 40-hex commit; quote it. `"<40 hex>"` plans but refuses to run until pinned."""
+    files: str = "**/train-*.parquet"
+    """Pattern of the Parquet or JSON-lines files of the split inside the repository."""
+    domain: str | None = None
+    """Domain of all its prompts; None takes the record's own `domain` field."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take only so many records, chosen by a hash of their id."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if not (REVISION.fullmatch(self.revision) or PLACEHOLDER.fullmatch(self.revision)):
+            raise ValueError(
+                f"revision {self.revision!r} is not a 40-hex commit; branches and tags move, pin the commit"
+            )
+        return self
+
+    @property
+    def pinned(self) -> bool:
+        return REVISION.fullmatch(self.revision) is not None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def records(self) -> Iterator[Record]:
+        """Download the split once and yield its records.
+
+        Raises:
+            InputError: unpinned revision, repository not reachable, or no file matches.
+        """
+        if not self.pinned:
+            raise InputError(
+                f"prompts {self.repo}: revision is the placeholder {self.revision!r}; set it to the 40-hex commit "
+                "shown under 'History' on the data set's page"
+            )
+        from huggingface_hub import snapshot_download  # planning must not need it
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+        try:
+            folder = Path(
+                snapshot_download(self.repo, repo_type="dataset", revision=self.revision, allow_patterns=[self.files])
+            )
+        except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"prompts {self.repo}@{self.revision} could not be downloaded: {reason}") from None
+        found = sorted(folder.glob(self.files))
+        if not found:
+            raise InputError(f"prompts {self.repo}@{self.revision} has no file matching {self.files!r}")
+        for file in found:
+            yield from read_parquet(file) if file.suffix == ".parquet" else read_jsonl(file)

@@ -1,0 +1,358 @@
+"""The recipe: what people write, typed. One block is one model; field name = key; defaults live here, once.
+
+Loading is strict and light: a misspelt key fails with its full path and the nearest name, and nothing
+heavy is imported, so a recipe can be checked and planned on any machine. There is no wiring in a
+recipe; the graph is made from it in `pipeline.py`.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from fusion.chat import ChatConfig
+from fusion.config import Config, Placement
+from fusion.errors import RecipeError
+from fusion.losses import SftLoss
+from fusion.models import ModelRef
+from fusion.placement import GeneratePlacement, ScorePlacement
+from fusion.promptsets import PromptSet
+from fusion.rewards import Scorer, SequenceClassifier
+from fusion.sampling import Decoding, Precision
+from fusion.select import Rule
+from fusion.select.split import Split
+from fusion.training import TrainConfig, TrainPlacement
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""Names become directory names and table rows."""
+
+RESERVED = ("target", "sft")
+
+
+class ModelSpec(ModelRef):
+    """A model and how conversations are rendered for it."""
+
+    chat: ChatConfig = ChatConfig()
+    """System prompt, pinned date, template override and further stop tokens."""
+
+
+class Source(ModelSpec):
+    """A model that answers prompts for the target to learn from."""
+
+    sampling: Decoding
+    """Merged over the recipe's `sampling`: state only what differs."""
+
+
+class SftBlock(TrainConfig):
+    """Stage one: supervised fine-tuning of the target on the best source responses."""
+
+    select: Rule
+    """Which responses are imitated."""
+
+
+class Arm(TrainConfig):
+    """A training run to compare: a preference stage, or a control. Arms share everything above them."""
+
+    select: Rule
+    """Which rows it trains on; must make the rows that `loss` reads."""
+    start: Literal["sft", "target"] = "sft"
+    """Model that it starts from; also the reference of losses that need one."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        if self.loss.row_type is not self.select.row_type:
+            raise ValueError(
+                f"select {self.select.type} makes {self.select.row_type.__name__} rows but loss {self.loss.type} reads "
+                f"{self.loss.row_type.__name__}; choose a rule and a loss that fit"
+            )
+        return self
+
+
+class Evaluate(Config):
+    """Held-out comparison of target, sources, SFT model and all arms."""
+
+    name: Name = "held_out"
+    """Name of the benchmark in tables."""
+    prompts: tuple[PromptSet, ...] = Field(min_length=1)
+    """Held-out prompts; they are taken out of the training prompts."""
+    decodings: tuple[Decoding, ...] = Field(min_length=1)
+    """Decodings reported as `reward`/`exact` (name `sample`) and `greedy_reward`/`greedy_exact` (name `greedy`)."""
+    num_resamples: int = Field(default=2000, ge=100)
+    """Resamples of the paired bootstrap."""
+    comparisons: tuple[tuple[Name, Name], ...] = ()
+    """Pairs (a, b) whose difference a - b is reported."""
+
+
+class Serve(Config):
+    """What `fuseline serve` offers."""
+
+    arm: Name
+    """Arm that is exported and served."""
+    rewards: dict[Name, ModelRef] = {}
+    """Reward models for `POST /v1/rewards`, by name."""
+
+
+class Placements(Placement):
+    """Where stages run. Changing any of it re-runs nothing."""
+
+    generate: GeneratePlacement = GeneratePlacement()
+    """All generate stages."""
+    models: dict[str, GeneratePlacement] = {}
+    """Own placement of single models, by name; replaces `generate` for them."""
+    score: ScorePlacement = ScorePlacement()
+    """All score stages."""
+    train: TrainPlacement = TrainPlacement()
+    """SFT, reference and preference stages."""
+    parallel_stages: int = Field(default=1, ge=1)
+    """Independent stages that run at once; each needs its own share of the cluster."""
+
+
+class Recipe(Config):
+    """Prompts to served model."""
+
+    name: Name
+    """Name of the run; results go to `{root}/{name}/`."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of split, ties, sampling, training order and bootstrap wherever they do not state their own."""
+    root: Path = Path("runs")
+    """Directory of artifacts and results; shared storage on a cluster."""
+    target: ModelSpec
+    """The small model that is trained."""
+    sources: dict[Name, Source] = Field(min_length=1)
+    """The models to learn from, by name."""
+    prompts: tuple[PromptSet, ...] = Field(min_length=1)
+    """Training prompts."""
+    sampling: Decoding
+    """How sources answer, and the SFT model when it answers for the preference stage."""
+    dtype: Precision = "bfloat16"
+    """Precision of generation."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Context limit of generation; None takes each model's own."""
+    score: dict[str, Scorer] = Field(min_length=1)
+    """Scorer per domain; `*` is for all domains not named."""
+    split: Split
+    """Shares of the prompts for SFT and for the preference stage."""
+    sft: SftBlock
+    """Stage one."""
+    arms: dict[Name, Arm] = {}
+    """Stage two and its controls, by name."""
+    evaluate: Evaluate | None = None
+    """Held-out comparison; None leaves it out."""
+    serve: Serve | None = None
+    """Which arm to export and serve; None leaves it out."""
+    max_quarantined: float = Field(default=0.5, ge=0, le=1)
+    """Share of rows that a prompts, generate or score stage may refuse before it counts as failed."""
+    placement: Placements = Placements()
+    """Where and how fast; never part of a key."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_defaults(cls, data: Any) -> Any:
+        return _spread(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [*self.sources, *self.arms]
+        for name in names:
+            if name in RESERVED or names.count(name) > 1:
+                raise ValueError(
+                    f"the name {name!r} is taken; sources and arms need names of their own, not {RESERVED}"
+                )
+        if self.sft.loss.type != "sft":
+            raise ValueError(f"sft.loss must be of type sft, not {self.sft.loss.type}")
+        if self.sft.select.row_type is not SftLoss.row_type:
+            raise ValueError(
+                f"sft.select {self.sft.select.type} makes {self.sft.select.row_type.__name__} rows, not SftExample"
+            )
+        if self.sft.select.needs_own:
+            raise ValueError("sft.select cannot use the SFT model's own samples: it does not exist yet")
+        if self.serve is not None and self.serve.arm not in (*self.arms, "sft"):
+            raise ValueError(f"serve.arm {self.serve.arm!r} is not an arm; arms: {', '.join(self.arms)}, or sft")
+        domains = {s.domain for s in self.prompts} - {None}
+        missing = sorted(str(d) for d in domains if d not in self.score and "*" not in self.score)
+        if missing:
+            raise ValueError(f"score has no scorer for domain {missing[0]!r}; add it, or '*' for all others")
+        if self.evaluate is not None:
+            known = ("target", "sft", *self.arms, *self.sources)
+            for name in [n for pair in self.evaluate.comparisons for n in pair]:
+                if name not in known:
+                    raise ValueError(f"evaluate.comparisons: {name!r} is not a model; known: {', '.join(known)}")
+        return self
+
+    @property
+    def models(self) -> dict[str, ModelRef]:
+        """Every given model by name, reward models as `score.<domain>` and `serve.<name>`."""
+        scorers = {f"score.{d}": s.model for d, s in self.score.items() if isinstance(s, SequenceClassifier)}
+        rewards = {f"serve.{n}": m for n, m in self.serve.rewards.items()} if self.serve else {}
+        return {"target": self.target, **self.sources, **scorers, **rewards}
+
+    @property
+    def result_dir(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+
+def _spread(data: dict[str, Any]) -> dict[str, Any]:
+    """Fill what blocks inherit: the recipe's seed, and its sampling under each source's own."""
+    data = dict(data)
+    seed = data.get("seed", Recipe.model_fields["seed"].default)
+    if isinstance(data.get("split"), dict):
+        data["split"] = {"seed": seed, **data["split"]}
+    if isinstance(data.get("sampling"), dict) and isinstance(data.get("sources"), dict):
+        data["sources"] = {
+            name: {**source, "sampling": {**data["sampling"], **(source.get("sampling") or {})}}
+            if isinstance(source, dict) and isinstance(source.get("sampling") or {}, dict)
+            else source
+            for name, source in data["sources"].items()
+        }
+    if isinstance(data.get("sft"), dict):
+        data["sft"] = _spread_training({"loss": {"type": "sft"}, **data["sft"]}, seed)
+    if isinstance(data.get("arms"), dict):
+        data["arms"] = {n: _spread_training(a, seed) if isinstance(a, dict) else a for n, a in data["arms"].items()}
+    return data
+
+
+def _spread_training(block: dict[str, Any], seed: Any) -> dict[str, Any]:
+    block = {"seed": seed, **block}
+    if isinstance(block.get("select"), dict):
+        block["select"] = {"seed": seed, **block["select"]}
+    return block
+
+
+# ---- loading ----------------------------------------------------------------------------------
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without its traps: no tags, no aliases, no duplicate keys, only text keys."""
+
+
+def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"line {line}: key {key!r} is not text; quote it")
+        if key in mapping:
+            raise yaml.constructor.ConstructorError(None, None, f"line {line}: key {key!r} occurs twice")
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+# 3e-7 is a number to everybody but YAML 1.1, which wants 3.0e-7.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML strictly.
+
+    Raises:
+        RecipeError: with the line, for syntax errors, tags, aliases, duplicate or non-text keys.
+    """
+    try:
+        for event in yaml.parse(text, _StrictLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1
+                raise RecipeError(
+                    f"{where}: line {line}: aliases (*{event.anchor}) are not allowed; write the value out"
+                )
+        return yaml.load(text, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise RecipeError(f"{where}: {place}{error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"{where}: {(str(error).splitlines() or ['not YAML'])[0]}") from None
+
+
+def merge(base: Any, over: Any) -> Any:
+    """Lay `over` on `base`: maps merge, everything else, and maps of another `type`, is replaced whole."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    if "type" in over and over["type"] != base.get("type", over["type"]):
+        return over
+    return {**base, **{k: merge(base[k], v) if k in base else v for k, v in over.items()}}
+
+
+def load_recipe(paths: list[Path], assignments: list[str] | None = None) -> Recipe:
+    """Read recipe files left to right, lay `key.sub=value` assignments over them, and validate.
+
+    Raises:
+        RecipeError: one line per mistake, each with file or field and what to do.
+    """
+    data: Any = {}
+    for path in paths:
+        data = merge(data, _read(path))
+    for assignment in assignments or []:
+        data = merge(data, _assigned(assignment, data))
+    names = ", ".join(map(str, paths))
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{names}: {_where(data, e['loc'])}{_what(e)}" for e in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {path} holds {type(data).__name__}, not a mapping of fields")
+    return data
+
+
+def _assigned(assignment: str, data: Any) -> dict[str, Any]:
+    """Turn `a.b.c=value` into nested maps; the path walks through maps only."""
+    name, equals, text = assignment.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {assignment}: write it as field.sub=value")
+    for depth, key in enumerate(keys[:-1]):
+        data = data.get(key) if isinstance(data, dict) else None
+        if data is not None and not isinstance(data, dict):
+            raise RecipeError(f"--set {assignment}: {'.'.join(keys[: depth + 1])} is not a map; set it as a whole")
+    nested: Any = parse_yaml(text, f"--set {name}")
+    for key in reversed(keys):
+        nested = {key: nested}
+    return nested
+
+
+def _where(data: Any, location: tuple[int | str, ...]) -> str:
+    """Spell a pydantic location as people wrote it: union tags, which stand in no file, are left out."""
+    shown = []
+    for item in location:
+        if isinstance(data, dict) and item not in data and item == data.get("type"):
+            continue
+        shown.append(f"[{item}]" if isinstance(item, int) else f".{item}" if shown else str(item))
+        if isinstance(data, dict):
+            data = data.get(item)
+        elif isinstance(data, list | tuple) and isinstance(item, int):
+            data = data[item]
+        else:
+            data = None
+    return f"{''.join(shown)}: " if shown else ""
+
+
+def _what(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return "is missing; it has no default"
+    if error["type"] in ("unknown_field", "value_error"):
+        return message
+    shown = repr(error["input"])
+    return f"{message} (found {shown if len(shown) < 80 else shown[:77] + '...'})"

@@ -1,0 +1,335 @@
+"""The typed rows that machines pass from stage to stage, and their Arrow form.
+
+Rows are frozen, slotted dataclasses; their Arrow schema is derived from the dataclass, so a field
+is declared once. Rows are checked where they are made: the invariants of a preference live in its
+`__post_init__` and name the row. Roles are fields (`source_chosen`, `target_chosen`, `rejected`),
+never positions.
+"""
+
+import dataclasses
+import hashlib
+import math
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+
+from fusion.errors import ArtifactError
+
+
+class Finish(StrEnum):
+    """Why a response ended: `stop` = a stop token was sampled, `length` = the token limit came first."""
+
+    stop = "stop"
+    length = "length"
+
+
+class Verdict(StrEnum):
+    """What a verifier says of a response. `error` is a failure of the check itself, never a score of 0."""
+
+    right = "right"
+    wrong = "wrong"
+    unparsable = "unparsable"
+    error = "error"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. Example: `Message(role="user", content="add 47 and 8")`."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that ends with a user turn and waits for an answer.
+
+    Example: `Prompt("m-1", "math", (Message("user", "2+2?"),), reference="4")`.
+    """
+
+    prompt_id: str
+    domain: str
+    messages: tuple[Message, ...]
+    reference: str | None = None
+    """Gold answer that a verifier compares with; None where there is none."""
+    tests: tuple[str, ...] = ()
+    """Assert lines for code prompts."""
+    entry_point: str | None = None
+    """Name of the function that `tests` call."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled answer. `token_ids` end with the stop token exactly when `finish_reason` is stop."""
+
+    prompt_id: str
+    model: str
+    """Name of the model in the recipe (a source name, `target`, `sft` or an arm)."""
+    sample: int
+    """Index of the sample among all samples of this prompt and model, counted over all decodings."""
+    decoding: str
+    """Name of the decoding that made it, e.g. `sample` or `greedy`."""
+    text: str
+    """Decoded answer without stop token, surrounding white space removed."""
+    token_ids: tuple[int, ...]
+    finish_reason: Finish
+    seed: int
+    num_prompt_tokens: int
+    tokenizer: str
+    """Fingerprint of the tokenizer that `token_ids` belong to."""
+
+    @property
+    def row_id(self) -> str:
+        return f"{self.prompt_id}/{self.model}/{self.sample}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoredResponse:
+    """A response with what a scorer said of it. Scores are finite; a non-finite one is quarantined before."""
+
+    response: Response
+    score: float
+    scorer: str
+    objectives: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Named parts of the score (e.g. `exact`), where the scorer has them."""
+    verdict: Verdict | None = None
+    truncated: bool = False
+    """True when the scorer saw only a part of the conversation."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.score):
+            raise ValueError(f"row {self.response.row_id}: score {self.score} is not finite")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SftExample:
+    """A prompt and the answer to imitate."""
+
+    prompt: Prompt
+    response: ScoredResponse
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_answers(self.prompt, self.response)
+
+    @property
+    def row_id(self) -> str:
+        return self.prompt.prompt_id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """(x, y_w, y_l): `chosen` scored above `rejected`."""
+
+    prompt: Prompt
+    chosen: ScoredResponse
+    rejected: ScoredResponse
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_answers(self.prompt, self.chosen, self.rejected)
+        _check_order(self.prompt, self.chosen, self.rejected)
+
+    @property
+    def row_id(self) -> str:
+        return self.prompt.prompt_id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PreferenceQuadruple:
+    """(x, y_ws, y_wt, y_l) of WRPO (arXiv 2412.03187, section 3).
+
+    `source_chosen` is the best answer of all sources; `target_chosen` and `rejected` are the best
+    and the worst of the target's own samples.
+    """
+
+    prompt: Prompt
+    source_chosen: ScoredResponse
+    target_chosen: ScoredResponse
+    rejected: ScoredResponse
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_answers(self.prompt, self.source_chosen, self.target_chosen, self.rejected)
+        _check_order(self.prompt, self.target_chosen, self.rejected)
+        source, own = self.source_chosen.response.model, self.target_chosen.response.model
+        if own != self.rejected.response.model:
+            raise ValueError(
+                f"row {self.row_id}: target_chosen is of {own} but rejected of {self.rejected.response.model}; "
+                "both must be the target's own samples"
+            )
+        if source == own:
+            raise ValueError(f"row {self.row_id}: source_chosen is of {source}, the target itself")
+
+    @property
+    def row_id(self) -> str:
+        return self.prompt.prompt_id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReferenceLogps:
+    """Log-probabilities of one training row under the reference model, one sum per role (nats)."""
+
+    row_id: str
+    logps: dict[str, float]
+    """role -> sum over response tokens of log pi_ref(token)."""
+    num_tokens: dict[str, int]
+    """role -> number of response tokens summed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluationItem:
+    """One graded answer of one model to one held-out prompt."""
+
+    benchmark: str
+    model: str
+    prompt_id: str
+    sample: int
+    decoding: str
+    text: str
+    score: float
+    detail: dict[str, float]
+    """Named parts of the score; `exact` where the scorer has it."""
+
+
+TRAINING_ROWS = (SftExample, PreferencePair, PreferenceQuadruple)
+
+
+def roles(row_type: type) -> tuple[str, ...]:
+    """Return the response roles of a training row type, in field order.
+
+    Example: `roles(PreferencePair) == ("chosen", "rejected")`.
+    """
+    assert row_type in TRAINING_ROWS, row_type
+    return tuple(f.name for f in dataclasses.fields(row_type) if f.name not in ("prompt", "weight"))
+
+
+def _check_answers(prompt: Prompt, *responses: ScoredResponse) -> None:
+    for scored in responses:
+        if scored.response.prompt_id != prompt.prompt_id:
+            raise ValueError(
+                f"row {prompt.prompt_id}: response of {scored.response.model} answers {scored.response.prompt_id}"
+            )
+
+
+def _check_order(prompt: Prompt, better: ScoredResponse, worse: ScoredResponse) -> None:
+    if not better.score > worse.score:
+        raise ValueError(
+            f"row {prompt.prompt_id}: chosen score {better.score} is not above rejected score {worse.score}"
+        )
+
+
+# ---- Arrow form -------------------------------------------------------------------------------
+
+
+@cache
+def schema_of(row_type: type) -> pa.Schema:
+    """Return the Arrow schema of a row dataclass; the row type's name is stored in its metadata."""
+    fields = [_arrow_field(f.name, hint) for f, hint in _fields(row_type)]
+    return pa.schema(fields, metadata={b"row_type": row_type.__name__.encode()})
+
+
+def schema_digest(row_type: type) -> str:
+    """Return a sha256 of the schema's text, stored in manifests to notice a changed row type."""
+    return hashlib.sha256(schema_of(row_type).to_string(show_schema_metadata=False).encode()).hexdigest()
+
+
+def to_table(rows: Iterable[Any], row_type: type) -> pa.Table:
+    """Return an Arrow table of `rows`; every row must be exactly a `row_type`."""
+    plain = []
+    for row in rows:
+        if type(row) is not row_type:
+            raise TypeError(f"expected {row_type.__name__}, got {type(row).__name__}")
+        plain.append(_to_plain(row))
+    return pa.Table.from_pylist(plain, schema=schema_of(row_type))
+
+
+def from_table(table: pa.Table, row_type: type) -> Iterator[Any]:
+    """Yield the rows of an Arrow table.
+
+    Raises:
+        ArtifactError: the table has another schema; both are printed.
+    """
+    expected = schema_of(row_type)
+    if not table.schema.equals(expected, check_metadata=False):
+        raise ArtifactError(
+            f"these rows are not {row_type.__name__}.\nexpected:\n{expected.to_string(show_schema_metadata=False)}\n"
+            f"found:\n{table.schema.to_string(show_schema_metadata=False)}"
+        )
+    for batch in table.to_batches(max_chunksize=4096):
+        for plain in batch.to_pylist():
+            yield _from_plain(plain, row_type)
+
+
+@cache
+def _fields(row_type: type) -> list[tuple[dataclasses.Field, Any]]:
+    hints = typing.get_type_hints(row_type)
+    return [(f, hints[f.name]) for f in dataclasses.fields(row_type)]
+
+
+def _optional(hint: Any) -> tuple[Any, bool]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (inner,) = [a for a in typing.get_args(hint) if a is not type(None)]
+        return inner, True
+    return hint, False
+
+
+_SCALARS: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+}
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    if dataclasses.is_dataclass(hint):
+        return pa.struct([_arrow_field(f.name, h) for f, h in _fields(typing.cast(type, hint))])
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return pa.string()
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return pa.list_(_arrow_field("item", args[0]))
+    if origin is dict:
+        return pa.map_(pa.string(), _arrow_field("value", args[1]))
+    raise TypeError(f"{hint} has no Arrow form; use str, int, float, bool, tuple, dict[str, ...] or a row dataclass")
+
+
+def _arrow_field(name: str, hint: Any) -> pa.Field:
+    inner, nullable = _optional(hint)
+    # Maps must have nullable values for Arrow's Parquet reader to round-trip the schema unchanged.
+    return pa.field(name, _arrow_type(inner), nullable=nullable or name in ("item", "value"))
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, StrEnum):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_to_plain(v) for v in value]
+    if isinstance(value, dict):
+        return [(k, _to_plain(v)) for k, v in value.items()]
+    return value
+
+
+def _from_plain(value: Any, hint: Any) -> Any:
+    hint, _ = _optional(hint)
+    if value is None or hint in _SCALARS:
+        return value
+    if dataclasses.is_dataclass(hint):
+        row_type = typing.cast(type, hint)
+        return row_type(**{f.name: _from_plain(value[f.name], h) for f, h in _fields(row_type)})
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_from_plain(v, args[0]) for v in value)
+    return {k: _from_plain(v, args[1]) for k, v in value}

@@ -1,0 +1,36 @@
+"""Rule quadruple: the rows of WRPO, (x, y_ws, y_wt, y_l) of arXiv 2412.03187, section 3.
+
+    y_ws = argmax of the score over all answers of all sources      -> source_chosen
+    y_wt, y_l = argmax and argmin over the target's own answers     -> target_chosen, rejected
+
+Example: sources score 5 and 7, own answers 2, 4 and 1: the row is (7, 4, 1) and its margin 4 - 1 = 3.
+Margins are those of the own pair; the paper does not compare the source answer with it, and neither is done here.
+"""
+
+from typing import ClassVar, Literal
+
+from fusion.rows import PreferenceQuadruple
+from fusion.select.common import Drop, Paired, PromptGroup, Reason
+
+
+class Quadruple(Paired):
+    """The best source answer with the best and the worst own answer."""
+
+    row_type: ClassVar[type] = PreferenceQuadruple
+    needs_own: ClassVar[bool] = True
+    needs_sources: ClassVar[bool] = True
+
+    type: Literal["quadruple"] = "quadruple"
+    side: Literal["preference"] = "preference"
+    """Prompts that it is for: own answers exist on this side only."""
+
+    def __call__(self, group: PromptGroup) -> PreferenceQuadruple | Drop:
+        """Return the row of one prompt, or why there is none."""
+        source = self.eligible(group.source, Reason.no_source_response)
+        if isinstance(source, Drop):
+            return source
+        own = self.eligible(group.own, Reason.no_own_response)
+        pair = own if isinstance(own, Drop) else self.extremes(own)
+        if isinstance(pair, Drop):
+            return pair
+        return PreferenceQuadruple(group.prompt, self.best(source), *pair)

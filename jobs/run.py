@@ -1,0 +1,153 @@
+"""The command: plan, run, explain, status, schema, serve, submit.
+
+`fuseline run recipe.yaml` and `python -m jobs.run run recipe.yaml` are the same. Exit codes: 0 done, 1
+failed, 2 bad input, 75 another driver holds the work. A user's mistake is one clear line, never a
+traceback; anything else that escapes is a bug and shows its traceback.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from fusion.errors import FuselineError
+from fusion.recipe import load_recipe
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Implicit LLM fusion: recipes in, a served model out.",
+)
+Recipes = Annotated[list[Path], typer.Argument(help="Recipe file, then overlays; later ones win.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="field.sub=value laid over the recipe; repeatable.")]
+
+
+@app.command()
+def plan(recipe: Recipes, set_: Sets = None) -> None:
+    """Print stages, keys, hits, row counts and demands. Needs neither Ray nor a GPU."""
+    from jobs.look import print_plan
+
+    print_plan(load_recipe(recipe, set_), Console(soft_wrap=True))
+
+
+@app.command()
+def explain(recipe: Recipes, set_: Sets = None) -> None:
+    """Say for every stage why it is a hit, resumable or new, naming the fields that changed."""
+    from jobs.look import print_explanation
+
+    print_explanation(load_recipe(recipe, set_), Console(soft_wrap=True))
+
+
+@app.command()
+def status(recipe: Recipes, set_: Sets = None) -> None:
+    """Say how far a run is, and which command goes on with it."""
+    from jobs.look import print_status
+
+    print_status(load_recipe(recipe, set_), Console(soft_wrap=True), command=_command("run", recipe, set_))
+
+
+@app.command()
+def schema() -> None:
+    """Print every field of a recipe with its type, default and meaning."""
+    from jobs.look import print_schema
+
+    print_schema(Console(soft_wrap=True))
+
+
+@app.command()
+def run(
+    recipe: Recipes,
+    set_: Sets = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster (auto, host:port); default: this job's, else own.")
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Make damaged or outdated artifacts anew.")] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Directory that the recipe's relative paths start from; default: the current one."),
+    ] = None,
+) -> None:
+    """Run a recipe; what is finished is not run again, what was begun is resumed."""
+    from jobs.driver import drive, enter
+
+    loaded = load_recipe(recipe, set_)
+    resume = _command("run", recipe, set_)
+    _stop_cleanly(resume)
+    enter(loaded, base)
+    drive(loaded, address=address, repair=repair, resume_command=resume)
+
+
+@app.command()
+def serve(
+    recipe: Recipes,
+    set_: Sets = None,
+    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the HTTP service.")] = 8000,
+) -> None:
+    """Serve the exported model of a finished run, with its reward models."""
+    from jobs.serve import serve_recipe
+
+    serve_recipe(load_recipe(recipe, set_), host=host, port=port)
+
+
+@app.command()
+def submit(
+    recipe: Recipes,
+    set_: Sets = None,
+    address: Annotated[str, typer.Option(help="Ray Jobs address.")] = "http://127.0.0.1:8265",
+    working_dir: Annotated[Path, typer.Option(help="Directory that is uploaded.")] = Path(),
+    wait: Annotated[bool, typer.Option(help="Follow the job to its end.")] = True,
+) -> None:
+    """Submit a recipe as a Ray job, once: a running job is attached to, a finished one is not repeated."""
+    from jobs.submit import submit_recipe
+
+    submit_recipe(
+        recipe, set_ or [], address=address, working_dir=working_dir, wait=wait, console=Console(soft_wrap=True)
+    )
+
+
+def _command(verb: str, recipes: list[Path], sets: list[str] | None) -> str:
+    return shlex.join(["fuseline", verb, *map(str, recipes), *(a for s in sets or [] for a in ("--set", s))])
+
+
+def _stop_cleanly(resume_command: str) -> None:
+    """End at once on SIGTERM or Ctrl-C: all state is on disk, and the next run resumes from it."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        os.write(2, f"\nstopped by {signal.Signals(number).name}; resume with: {resume_command}\n".encode())
+        if "ray" in sys.modules:
+            from cluster.connect import disconnect
+
+            disconnect()
+        os._exit(128 + number)  # threads may be waiting for Ray tasks that no longer exist
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def main() -> None:
+    """Entry point of the `fuseline` command."""
+    sys.path.insert(0, str(Path.cwd()))  # scorers beside a recipe, named as package.module:name
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)],
+    )
+    try:
+        app()
+    except FuselineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

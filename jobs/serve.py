@@ -1,0 +1,311 @@
+"""Serve models: `python -m jobs.serve --chat NAME=FOLDER --reward NAME=FOLDER`.
+
+Starts Ray on this machine (or attaches to a cluster), deploys the application of `serving`, waits until every
+model has answered a warm-up request, and prints how to call it. Ctrl-C or SIGTERM takes the application down
+again, and a Ray that was started here with it.
+"""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from fusion.chat import ChatConfig
+from fusion.errors import ClusterError, FuselineError, InputError, RecipeError, StageError
+from fusion.models import PinnedModel
+from fusion.placement import Accelerator
+from fusion.recipe import Recipe
+from serving.config import ChatModel, EnginePlacement, RewardModel, ServeConfig
+
+log = logging.getLogger(__name__)
+
+Pair = Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER")]
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def serve(config: ServeConfig, *, block: bool = True, address: str | None = None) -> str:
+    """Deploy `config` and return its base URL once every model answers.
+
+    Args:
+        config: models, address and limits.
+        block: stay until Ctrl-C or SIGTERM, then take the application down.
+        address: Ray cluster to attach to; None means the cluster of this Ray job where there is one, else a Ray
+            of our own on this machine.
+
+    Raises:
+        ModelError: a model folder cannot be served.
+        InputError: the port is taken by something else.
+        ClusterError: no such cluster, or it lacks the GPUs that were asked for.
+        StageError: the application did not become ready in time.
+    """
+    config.check_folders()
+    import ray  # takes seconds; bad folders need none
+
+    from cluster.connect import connect, nodes
+
+    own_ray = address is None and "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
+    if own_ray:
+        _check_port(config)  # on a cluster, Serve may be running there already and is shared
+    with _interrupts() as stopped:
+        connect(address)
+        _listen(stopped)  # again: Ray's start has put its own SIGTERM handler, which prints a stack trace
+        try:
+            on_gpu = _on_gpu(config, gpus=sum(node["GPU"] for node in nodes()))
+            url = _deploy(config, on_gpu=on_gpu, stopped=stopped)
+            if block:
+                _print_welcome(config, url)
+                stopped.wait()
+                print("stopping", flush=True)
+        except BaseException:
+            _end(config, own_ray=own_ray)
+            raise
+        if block:
+            _end(config, own_ray=own_ray)
+    return url
+
+
+def stop(config: ServeConfig) -> None:
+    """Take down what `serve(..., block=False)` deployed, and the Ray that it started."""
+    _end(config, own_ray=False)
+
+
+def _end(config: ServeConfig, *, own_ray: bool) -> None:
+    from cluster.connect import disconnect
+
+    if not own_ray:  # a Ray of our own takes the application with it
+        _take_down(config)
+    disconnect()
+
+
+def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> str:
+    from ray import serve as ray_serve
+    from ray.serve.schema import LoggingConfig
+
+    from serving.ingress import build_application
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name in ("ray.serve", "ray.llm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    root_level = logging.getLogger().level
+    started = time.monotonic()
+    # Errors and warnings only: Serve's access log would repeat every request.
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    application = build_application(config, on_gpu=on_gpu)
+    logging.getLogger().setLevel(root_level)  # importing ray.serve.llm sets it to INFO
+    ray_serve.start(
+        proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}, logging_config=quiet
+    )
+    target = ray_serve.RunTarget(application, name=config.app_name, route_prefix="/", logging_config=quiet)
+    # Not waiting here, so that an interrupt is noticed while models load.
+    ray_serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    url = f"http://{config.host}:{config.port}"
+    _await_ready(config, url, stopped=stopped)
+    log.info("ready after %.1f s", time.monotonic() - started)
+    return url
+
+
+def _await_ready(config: ServeConfig, url: str, *, stopped: threading.Event) -> None:
+    """Return once `/readyz` says so; raise StageError when the deployment fails or takes too long."""
+    from ray import serve as ray_serve
+
+    ends_at = time.monotonic() + config.ready_timeout_s
+    while time.monotonic() < ends_at:
+        if stopped.wait(0.25):
+            raise KeyboardInterrupt
+        application = ray_serve.status().applications[config.app_name]
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise StageError(f"the models could not be deployed: {_reason(application.message)}")
+        if application.status == "RUNNING" and _is_ready(url):
+            return
+    raise StageError(f"the models were not ready after {config.ready_timeout_s:g} s; see the logs of Ray Serve")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def _reason(message: str) -> str:
+    """Return the line of a Serve status that a person can use: the last one of the traceback in it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or ["no reason given"])[-1][:500]
+
+
+def _on_gpu(config: ServeConfig, *, gpus: float) -> bool:
+    """Return whether models run on GPUs. Raises ClusterError when they were asked for and are too few."""
+    engines = sum(m.engine.replicas * m.engine.tensor_parallel * m.engine.gpus for m in config.chat.values())
+    needed = engines + sum(m.placement.replicas * m.placement.gpu_share for m in config.rewards.values())
+    if config.accelerator == "gpu" and gpus < needed:
+        raise ClusterError(f"these models ask for {needed:g} GPU; this cluster has {gpus:g}; lower replicas or shares")
+    return config.accelerator != "cpu" and gpus >= needed
+
+
+def _take_down(config: ServeConfig) -> None:
+    """Delete the application, and Serve itself where nothing else runs on it."""
+    import ray
+    from ray import serve as ray_serve
+    from ray.serve.exceptions import RayServeException
+
+    if not ray.is_initialized():
+        return
+    try:
+        ray_serve.delete(config.app_name)
+        if not ray_serve.status().applications:
+            ray_serve.shutdown()
+    except RayServeException as error:  # it never came up
+        log.debug("nothing to take down: %s", error)
+
+
+def _check_port(config: ServeConfig) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do, so that a port in TIME_WAIT counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another one with --port"
+            ) from None
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Give an event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped  # only the main thread may listen to signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _listen(stopped)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen(stopped: threading.Event) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+
+
+def _print_welcome(config: ServeConfig, url: str) -> None:
+    import ray
+
+    print(f"Ray cluster: {ray.get_runtime_context().gcs_address}")
+    print(f"serving at {url} (models: {', '.join([*config.chat, *config.rewards])}); Ctrl-C ends it", flush=True)
+    for name in list(config.chat)[:1]:
+        body = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
+        print(_curl(f"{url}/v1/chat/completions", body), flush=True)
+    for name in list(config.rewards)[:1]:
+        item = {"id": "a", "prompt": "2 + 2 = ?", "responses": ["4", "5"]}
+        print(_curl(f"{url}/v1/rewards", {"model": name, "input": [item]}), flush=True)
+
+
+def _curl(url: str, body: object) -> str:
+    return f"  curl -s {url} -H 'content-type: application/json' -d {shlex.quote(json.dumps(body))}"
+
+
+# ---- commands ---------------------------------------------------------------------------------
+
+
+def serve_recipe(recipe: Recipe, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve the exported model of a finished run under the name of its arm, with the recipe's reward models.
+
+    Raises:
+        RecipeError: the recipe serves nothing.
+        StageError: the run has not exported its model yet.
+    """
+    if recipe.serve is None:
+        raise RecipeError("the recipe has no 'serve' block; name the arm to serve: --set serve.arm=NAME")
+    folder = recipe.result_dir / "model"
+    if not folder.is_dir():
+        raise StageError(f"{folder} does not exist yet; make it with: fuseline run")
+    digests = recipe.root / ".digests.json"
+    rewards = {name: PinnedModel(name, ref, digests).folder() for name, ref in recipe.serve.rewards.items()}
+    # Date and thinking are fixed in the exported template; a system prompt is not a part of any template.
+    chat = ChatModel(folder=folder, chat=ChatConfig(system=recipe.target.chat.system, date=recipe.target.chat.date))
+    served = {name: RewardModel(folder=path) for name, path in rewards.items()}
+    serve(ServeConfig(chat={recipe.serve.arm: chat}, rewards=served, host=host, port=port))
+
+
+@cli.command()
+def command(
+    chat: Pair = None,
+    reward: Pair = None,
+    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the HTTP service.")] = 8000,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Prompt plus answer in tokens; default: the model's.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default: this job's, else one of our own.")] = None,
+) -> None:
+    """Serve local model folders."""
+    engine = EnginePlacement(max_model_len=max_model_len)
+    try:
+        config = ServeConfig(
+            chat={name: ChatModel(folder=folder, engine=engine) for name, folder in _pairs(chat, "--chat").items()},
+            rewards={name: RewardModel(folder=folder) for name, folder in _pairs(reward, "--reward").items()},
+            host=host,
+            port=port,
+            accelerator=TypeAdapter(Accelerator).validate_python(accelerator),
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise InputError(f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}") from None
+    serve(config, address=address)
+
+
+def _pairs(given: Sequence[str] | None, option: str) -> dict[str, Path]:
+    pairs: dict[str, Path] = {}
+    for text in given or ():
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not folder:
+            raise InputError(f"{option} {text}: write it as NAME=FOLDER")
+        if name in pairs:
+            raise InputError(f"{option} names {name} twice")
+        pairs[name] = Path(folder)
+    return pairs
+
+
+def main() -> None:
+    """Entry point of `python -m jobs.serve`; a user's mistake is one line and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        cli()
+    except FuselineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""A scoring request from its schema to its answer.
+
+One list of conversations goes to the reward model and one result per response comes back, in order; an
+item that cannot be scored has its own error and does not hurt its neighbours.
+"""
+
+import dataclasses
+import math
+import time
+import uuid
+
+from fusion.rows import Message
+from serving.backends import RewardBackend, Scored
+from serving.chat import to_messages
+from serving.config import Limits
+from serving.errors import STATUS, ApiError, error_type
+from serving.schemas import (
+    ErrorBody,
+    RewardItem,
+    RewardRequest,
+    RewardResponse,
+    RewardResult,
+    RewardSummary,
+    RewardUsage,
+    Scorer,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+    """One response to score, with its place in the request and, where it cannot be scored, why."""
+
+    index: int
+    response_index: int | None
+    id: str | None
+    conversation: tuple[Message, ...]
+    error_code: str | None = None
+    error_message: str | None = None
+
+    @property
+    def param(self) -> str:
+        return f"input[{self.index}]" + ("" if self.response_index is None else f".responses[{self.response_index}]")
+
+
+async def score(request: RewardRequest, backend: RewardBackend, *, limits: Limits) -> RewardResponse:
+    """Return the scores of a request.
+
+    Raises:
+        ApiError: too many items; the first bad item with `on_error: fail`; every item failed in the backend.
+    """
+    if request.num_responses > limits.max_reward_items:
+        raise ApiError(
+            "too_many_items",
+            f"{request.num_responses} responses in one request, at most {limits.max_reward_items}; split the request",
+            param="input",
+        )
+    found = candidates(request)
+    sound = [candidate for candidate in found if candidate.error_code is None]
+    if request.on_error == "fail" and len(sound) < len(found):
+        raise _refusal(next(candidate for candidate in found if candidate.error_code is not None))
+    scored: list[Scored] = []
+    if sound:
+        scored = await backend.score([candidate.conversation for candidate in sound], truncation=request.truncation)
+        assert len(scored) == len(sound), f"{len(scored)} scores for {len(sound)} conversations"
+    if scored and all(score.error_code == "backend_error" for score in scored):
+        raise ApiError("backend_unavailable", "the reward model failed on every item; try again")
+    answers = iter(scored)
+    results = [_result(c, next(answers) if c.error_code is None else None, request) for c in found]
+    return _response(request, backend, results)
+
+
+def candidates(request: RewardRequest) -> list[Candidate]:
+    """Return the responses of a request in order; K responses to one prompt become K candidates."""
+    found: list[Candidate] = []
+    for index, item in enumerate(request.input):
+        if item.responses is None:
+            found.append(_candidate(index, None, item, _conversation(item), request))
+            continue
+        for response_index, response in enumerate(item.responses):
+            conversation = (Message("user", item.prompt or ""), Message("assistant", response))
+            found.append(_candidate(index, response_index, item, conversation, request))
+    return found
+
+
+def _conversation(item: RewardItem) -> tuple[Message, ...]:
+    if item.messages is not None:
+        return to_messages(item.messages)
+    return (Message("user", item.prompt or ""), Message("assistant", item.response or ""))
+
+
+def _candidate(
+    index: int,
+    response_index: int | None,
+    item: RewardItem,
+    conversation: tuple[Message, ...],
+    request: RewardRequest,
+) -> Candidate:
+    code = message = None
+    roles = [turn.role for turn in conversation]
+    if roles[-1] != "assistant":
+        code, message = "invalid_roles", "the last message must be the assistant's"
+    elif len(roles) < 2 or "system" in roles[1:]:
+        code, message = "invalid_roles", "a conversation is an optional system turn, then user and assistant turns"
+    elif not conversation[-1].content and not request.allow_empty:
+        code, message = "empty_response", "the response is empty; send allow_empty: true to score it all the same"
+    return Candidate(index, response_index, item.id, conversation, code, message)
+
+
+def _result(candidate: Candidate, scored: Scored | None, request: RewardRequest) -> RewardResult:
+    if scored is not None and scored.error_code is None:
+        if scored.score is not None and math.isfinite(scored.score):
+            return _scored(candidate, scored, request)
+        scored = dataclasses.replace(
+            scored, error_code="non_finite_score", error_message="the model gave a score that is not a finite number"
+        )
+    code = (scored.error_code if scored else candidate.error_code) or "backend_error"
+    message = (scored.error_message if scored else candidate.error_message) or code
+    failed = dataclasses.replace(candidate, error_code=code, error_message=message)
+    if request.on_error == "fail":
+        raise _refusal(failed)
+    return RewardResult(
+        index=candidate.index,
+        response_index=candidate.response_index,
+        id=candidate.id,
+        status="error",
+        score=None,
+        tokens=scored.num_tokens if scored else None,
+        error=ErrorBody(message=message, type=error_type(STATUS[code]), param=candidate.param, code=code),
+    )
+
+
+def _scored(candidate: Candidate, scored: Scored, request: RewardRequest) -> RewardResult:
+    assert scored.score is not None
+    value = _sigmoid(scored.score) if request.normalize == "sigmoid" else scored.score
+    return RewardResult(
+        index=candidate.index,
+        response_index=candidate.response_index,
+        id=candidate.id,
+        status="ok",
+        score=value,
+        tokens=scored.num_tokens,
+        truncated=scored.truncated,
+        objectives=(scored.objectives or None) if "objectives" in request.return_ else None,
+    )
+
+
+def _response(request: RewardRequest, backend: RewardBackend, results: list[RewardResult]) -> RewardResponse:
+    card = backend.card
+    ok = [result for result in results if result.status == "ok"]
+    tokens = sum(result.tokens or 0 for result in ok)
+    return RewardResponse(
+        id=f"rwd-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=request.model,
+        model_revision=card.revision,
+        scorer=Scorer(dtype=card.dtype, template_sha256=card.template_sha256, range=card.score_range),
+        results=results,
+        summary=RewardSummary(ok=len(ok), error=len(results) - len(ok)),
+        usage=RewardUsage(prompt_tokens=tokens, total_tokens=tokens),
+    )
+
+
+def _refusal(candidate: Candidate) -> ApiError:
+    assert candidate.error_code is not None and candidate.error_message is not None
+    return ApiError(candidate.error_code, candidate.error_message, param=candidate.param)
+
+
+def _sigmoid(x: float) -> float:
+    # Written for both signs, because exp overflows for a large argument.
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -1,0 +1,218 @@
+"""Selection rules: worked examples, what is dropped and why, and properties over random groups."""
+
+import dataclasses
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fusion.rows import Finish, PreferencePair, PreferenceQuadruple, SftExample, roles
+from fusion.select import RULES, Best, Drop, OnPolicyPair, PromptGroup, Quadruple, Reason, SourcePair, Split
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from scored import answers, prompt, scored
+
+
+def group(source=(), own=()) -> PromptGroup:
+    return PromptGroup(prompt(), tuple(source), tuple(own))
+
+
+def taken(row) -> dict[str, tuple[str, float]]:
+    found = {role: getattr(row, role) for role in roles(type(row))}
+    return {role: (a.response.model, a.score) for role, a in found.items()}
+
+
+# ---- worked examples --------------------------------------------------------------------------
+
+
+def test_best_takes_the_highest_finished_answer_of_all_sources():
+    cut = scored("b", 5.0, 1, finish=Finish.length)
+    row = Best()(group([*answers("a", 1.0, 3.0), scored("b", 2.0), cut]))
+    assert isinstance(row, SftExample) and taken(row) == {"response": ("a", 3.0)}
+    row = Best(allow_length=True)(group([*answers("a", 1.0, 3.0), scored("b", 2.0), cut]))
+    assert taken(row) == {"response": ("b", 5.0)}
+
+
+def test_quadruple_is_best_source_best_own_worst_own():
+    row = Quadruple()(group([*answers("a", 5.0), *answers("b", 7.0)], answers("sft", 2.0, 4.0, 1.0)))
+    assert isinstance(row, PreferenceQuadruple)
+    assert taken(row) == {"source_chosen": ("b", 7.0), "target_chosen": ("sft", 4.0), "rejected": ("sft", 1.0)}
+
+
+def test_on_policy_pair_is_best_and_worst_own():
+    row = OnPolicyPair()(group((), answers("sft", 2.0, 4.0, 1.0)))
+    assert isinstance(row, PreferencePair)
+    assert taken(row) == {"chosen": ("sft", 4.0), "rejected": ("sft", 1.0)}
+
+
+def test_source_pair_over_all_sources_or_within_the_best_one():
+    sources = [*answers("a", 3.0, 5.0), *answers("b", 1.0, 4.0)]
+    assert taken(SourcePair()(group(sources))) == {"chosen": ("a", 5.0), "rejected": ("b", 1.0)}
+    assert taken(SourcePair(same_source=True)(group(sources))) == {"chosen": ("a", 5.0), "rejected": ("a", 3.0)}
+
+
+OWN = answers("sft", 1.0, 2.0)
+CUT = (scored("a", 1.0, finish=Finish.length),)
+SAME = (scored("sft", 1.0, 0, text="x"), scored("sft", 2.0, 1, text="x"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "given_group", "reason"),
+    [
+        (Best(), group(), Reason.no_source_response),
+        (Best(), group(CUT), Reason.only_truncated),
+        (Quadruple(), group((), OWN), Reason.no_source_response),
+        (Quadruple(), group(CUT, OWN), Reason.only_truncated),
+        (Quadruple(), group(answers("a", 1.0)), Reason.no_own_response),
+        (Quadruple(), group(answers("a", 1.0), answers("sft", 2.0, 2.0, 2.0)), Reason.tie),
+        (OnPolicyPair(), group((), answers("sft", 2.0)), Reason.single_response),
+        (OnPolicyPair(min_margin=1.5), group((), OWN), Reason.below_margin),
+        (OnPolicyPair(max_margin=0.5), group((), OWN), Reason.above_margin),
+        (OnPolicyPair(), group((), SAME), Reason.identical_text),
+        (SourcePair(), group(answers("a", 2.0, 2.0)), Reason.tie),
+        (SourcePair(same_source=True), group([*answers("a", 5.0), *answers("b", 1.0)]), Reason.single_response),
+    ],
+)
+def test_drops_have_their_reason(rule, given_group, reason):
+    outcome = rule(given_group)
+    assert isinstance(outcome, Drop) and outcome.reason is reason
+
+
+def test_margins_are_inclusive():
+    assert isinstance(OnPolicyPair(min_margin=1.0, max_margin=1.0)(group((), OWN)), PreferencePair)
+
+
+def test_a_window_that_nothing_can_pass_is_refused():
+    with pytest.raises(ValidationError, match=r"max_margin 0\.1 is below min_margin 0\.2"):
+        Quadruple(min_margin=0.2, max_margin=0.1)
+
+
+@pytest.mark.parametrize("rule", [Quadruple, OnPolicyPair])
+def test_rules_on_own_answers_are_for_the_preference_side(rule):
+    with pytest.raises(ValidationError, match="preference"):
+        rule(side="all")
+
+
+# ---- properties over all rules ----------------------------------------------------------------
+
+SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=4)
+FINISHES = st.sampled_from([Finish.stop, Finish.stop, Finish.length])
+
+
+@st.composite
+def groups(draw) -> PromptGroup:
+    def side(*models):
+        return tuple(
+            scored(model, score, i, prompt_id="p", text=draw(st.sampled_from("xyz")), finish=draw(FINISHES))
+            for model in models
+            for i, score in enumerate(draw(SCORES))
+        )
+
+    return PromptGroup(prompt(), side("a", "b"), side("sft"))
+
+
+@pytest.mark.parametrize("rule_type", RULES)
+@given(data=st.data())
+def test_every_rule_keeps_its_promises(rule_type, data):
+    fields = {"seed": data.draw(st.integers(0, 3)), "allow_length": data.draw(st.booleans())}
+    if "min_margin" in rule_type.model_fields:
+        fields |= {
+            "min_margin": data.draw(st.sampled_from([0.0, 0.5])),
+            "max_margin": data.draw(st.sampled_from([None, 0.5])),
+        }
+    rule = rule_type(**fields)
+    whole = data.draw(groups())
+    outcome = rule(whole)
+    shuffled = PromptGroup(
+        whole.prompt, tuple(data.draw(st.permutations(whole.source))), tuple(data.draw(st.permutations(whole.own)))
+    )
+    assert rule(shuffled) == outcome
+    if isinstance(outcome, Drop):
+        return
+    assert type(outcome) is rule.row_type and outcome.prompt == whole.prompt
+    rows = {role: getattr(outcome, role) for role in roles(rule.row_type)}
+    for role, row in rows.items():
+        pool = whole.own if row.response.model == "sft" else whole.source
+        usable = [a for a in pool if rule.allow_length or a.response.finish_reason is Finish.stop]
+        assert row in usable
+        extreme = min if role == "rejected" else max
+        assert row.score == extreme(a.score for a in usable)
+    if "rejected" in rows:
+        chosen = rows.get("target_chosen", rows.get("chosen"))
+        margin = chosen.score - rows["rejected"].score
+        assert margin > 0 and margin >= rule.min_margin and margin <= (rule.max_margin or margin)
+        assert chosen.response.text != rows["rejected"].response.text
+
+
+@given(groups(), st.integers(0, 5))
+def test_same_source_pairs_have_one_source(whole, seed):
+    row = SourcePair(same_source=True, seed=seed)(whole)
+    assert isinstance(row, Drop) or row.chosen.response.model == row.rejected.response.model
+
+
+def test_ties_fall_to_every_answer_alike_over_seeds_and_over_prompts():
+    tied = [*answers("a", 1.0, 1.0), *answers("b", 1.0, 1.0)]
+    over_seeds = Counter(Best(seed=seed)(group(tied)).response.response.row_id for seed in range(2000))
+    over_prompts = Counter()
+    for i in range(2000):
+        mine = [dataclasses.replace(a, response=dataclasses.replace(a.response, prompt_id=f"p{i}")) for a in tied]
+        row = Best()(PromptGroup(prompt(f"p{i}"), tuple(mine)))
+        over_prompts[row.response.response.model, row.response.response.sample] += 1
+    # 500 expected of 2000, standard deviation 19.4: five of them to either side.
+    for counts in (over_seeds, over_prompts):
+        assert len(counts) == 4 and all(403 <= n <= 597 for n in counts.values())
+
+
+def test_ties_at_the_top_and_at_the_bottom_are_drawn_apart():
+    own = answers("sft", 0.0, 0.0, 1.0, 1.0)
+    rows = [OnPolicyPair(seed=seed)(group((), own)) for seed in range(400)]
+    counts = Counter((r.chosen.response.sample, r.rejected.response.sample) for r in rows)
+    assert len(counts) == 4 and min(counts.values()) > 60
+
+
+# ---- split ------------------------------------------------------------------------------------
+
+
+@given(
+    st.sets(st.text(max_size=8), max_size=60),
+    st.integers(0, 5),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.randoms(use_true_random=False),
+)
+def test_split_is_exact_and_independent_of_order(ids, sft, preference, seed, rng: random.Random):
+    split = Split(sft=sft, preference=preference, seed=seed)
+    ids = sorted(ids)
+    shuffled = rng.sample(ids, len(ids))
+    sides = split.assign(ids)
+    assert sides == split.assign(shuffled)
+    assert list(sides) == ids
+    counts = Counter(sides.values())
+    assert abs(counts["sft"] - len(ids) * sft / (sft + preference)) <= 0.5
+    assert counts["sft"] + counts["preference"] == len(ids)
+
+
+def test_split_depends_on_the_seed_and_favours_no_prompt():
+    ids = [f"p{i}" for i in range(9)]
+    wins = Counter(
+        i for seed in range(900) for i, s in Split(sft=1, preference=2, seed=seed).assign(ids).items() if s == "sft"
+    )
+    # 300 expected of 900, standard deviation 14.1.
+    assert all(230 <= wins[i] <= 370 for i in ids)
+
+
+def test_split_of_the_paper():
+    sides = Counter(Split(sft=1, preference=2, seed=42).assign(str(i) for i in range(59_876)).values())
+    assert sides == {"sft": 19_959, "preference": 39_917}
+
+
+def test_split_refuses_nothing_to_share_and_repeated_ids():
+    with pytest.raises(ValidationError, match="both 0"):
+        Split(sft=0, preference=0, seed=0)
+    with pytest.raises(ValueError, match="'b' occurs twice"):
+        Split(sft=1, preference=1, seed=0).assign(["a", "b", "c", "b"])

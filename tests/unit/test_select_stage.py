@@ -1,0 +1,168 @@
+"""Stage select on real artifacts: every prompt accounted for, sides kept apart, counts that add up."""
+
+import dataclasses
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusion import artifact as files
+from fusion.artifact import Artifact
+from fusion.config import Config
+from fusion.errors import ArtifactError, InputError
+from fusion.rows import Finish, PreferenceQuadruple, Prompt, ScoredResponse, SftExample
+from fusion.select import Best, Quadruple, Rule, Split
+from fusion.stage import Stage, StageContext, StageResult, run_stage
+from fusion.stages import select
+from fusion.stages.statistics import histogram
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from scored import answers, prompt, scored
+
+SPLIT = Split(sft=1, preference=2, seed=7)
+SOURCES = ("a", "b")
+
+
+class Given(Config):
+    """Rows that a test gives, by a name in ROWS."""
+
+    name: str
+
+
+ROWS: dict[str, list] = {}
+
+
+def _give(ctx: StageContext) -> StageResult:
+    rows = ROWS[ctx.config.name]
+    ids = [r.prompt_id if isinstance(r, Prompt) else r.response.row_id for r in rows]
+    for chunk in ctx.plan(ids, chunk_rows=7):
+        ctx.commit(chunk, rows[chunk.start : chunk.stop])
+    return StageResult(rows_in=len(rows))
+
+
+def given_stage(name: str, rows: list, row_type: type) -> Stage:
+    ROWS[name] = rows
+    return Stage("given", name, 1, Given(name=name), {}, _give, row_type)
+
+
+def run_select(root: Path, rule: Rule, prompts: list, sources: dict[str, list], own: list | None = None) -> Artifact:
+    inputs = {"prompts": given_stage("prompts", prompts, Prompt)}
+    inputs |= {f"source_{n}": given_stage(n, rows, ScoredResponse) for n, rows in sources.items()}
+    if own is not None:
+        inputs["own"] = given_stage("own", own, ScoredResponse)
+    config = select.SelectConfig(rule=rule, split=SPLIT)
+    stage = Stage("select", rule.type, select.VERSION, config, inputs, select.run, rule.row_type)
+    done = {n: _run(s, root, {}) for n, s in inputs.items()}
+    return _run(stage, root, done)
+
+
+def _run(stage: Stage, root: Path, inputs) -> Artifact:
+    return run_stage(stage, root, inputs=inputs, report=lambda progress: None, resume_command="again")[0]
+
+
+def world(num: int = 30):
+    """Prompts of two domains; on p3 source b has lost its answers, p4 has only cut ones, p5 ties everywhere."""
+    rng = random.Random(3)
+    prompts = [prompt(f"p{i}", domain="math" if i % 2 else "words") for i in range(num)]
+    rows: dict[str, list[ScoredResponse]] = {"a": [], "b": [], "sft": []}
+    for i in range(num):
+        for model in rows:
+            found = answers(model, *(0.5 if i == 5 else rng.random() for _ in range(3)), prompt_id=f"p{i}")
+            if i == 4:
+                cut = [dataclasses.replace(f.response, finish_reason=Finish.length) for f in found]
+                found = tuple(dataclasses.replace(f, response=r) for f, r in zip(found, cut, strict=True))
+            if (i, model) != (3, "b"):
+                rows[model] += found
+    sides = SPLIT.assign(p.prompt_id for p in prompts)
+    own = [row for row in rows["sft"] if sides[row.response.prompt_id] == "preference"]
+    return prompts, {"a": rows["a"], "b": rows["b"]}, own, sides
+
+
+def test_best_covers_its_side_and_counts_wins(tmp_path):
+    prompts, sources, _, sides = world()
+    artifact = run_select(tmp_path, Best(), prompts, sources)
+    rows = list(artifact.rows(SftExample))
+    mine = [p.prompt_id for p in prompts if sides[p.prompt_id] == "sft"]
+    assert len(mine) == artifact.manifest.rows_in == 10
+    for row in rows:
+        pool = [r for rows_ in sources.values() for r in rows_ if r.response.prompt_id == row.row_id]
+        assert row.response.score == max(r.score for r in pool)
+    notes = artifact.manifest.notes
+    assert [r.row_id for r in rows] == [i for i in mine if i != "p4"]
+    won = {s: sum(r.response.response.model == s for r in rows) for s in SOURCES}
+    assert notes["wins"] == {s: {"count": n, "share": n / len(rows)} for s, n in won.items()}
+    assert sum(n for by in notes["wins_by_domain"].values() for n in by.values()) == len(rows)
+    assert notes["margins"] is None
+
+
+def test_quadruples_cover_the_other_side_with_every_drop_named(tmp_path):
+    prompts, sources, own, sides = world()
+    artifact = run_select(tmp_path, Quadruple(), prompts, sources, own)
+    rows = list(artifact.rows(PreferenceQuadruple))
+    mine = [p.prompt_id for p in prompts if sides[p.prompt_id] == "preference"]
+    special = {"p4": "only_truncated", "p5": "tie"}
+    expected = {i: special[i] for i in mine if i in special}
+    assert expected, "the split must put a special prompt on this side"
+    refused = files.read_quarantine(artifact.path, 0)
+    assert {q.row_id: q.reason for q in refused} == expected
+    assert [r.row_id for r in rows] == [i for i in mine if i not in expected]
+    notes = artifact.manifest.notes
+    assert notes["drops"] == artifact.manifest.quarantined
+    assert artifact.manifest.rows_in == len(mine) == len(rows) + len(expected) == 20
+    margins = [r.target_chosen.score - r.rejected.score for r in rows]
+    assert notes["margins"]["mean"] == pytest.approx(np.mean(margins))
+    assert notes["margins"]["n"] == len(rows) == sum(w["count"] for w in notes["wins"].values())
+    assert notes["domains"]["math"]["prompts"] + notes["domains"]["words"]["prompts"] == 20
+    assert notes["lengths"]["rejected"] == {"mean_tokens": 3.0, "mean_characters": len("answer 0 of sft")}
+
+
+def test_sft_and_preference_share_no_prompt_and_side_all_takes_every_one(tmp_path):
+    prompts, sources, own, _ = world()
+    best = run_select(tmp_path, Best(), prompts, sources)
+    quadruples = run_select(tmp_path, Quadruple(), prompts, sources, own)
+    everything = run_select(tmp_path, Best(side="all"), prompts, sources)
+    one, other = {r.row_id for r in best.rows(SftExample)}, {r.row_id for r in quadruples.rows(PreferenceQuadruple)}
+    assert one and other and not one & other
+    assert everything.manifest.rows_in == 30
+    assert {r.row_id for r in everything.rows(SftExample)} == {p.prompt_id for p in prompts} - {"p4"}
+
+
+def test_a_resumed_selection_makes_the_same_rows_and_notes(tmp_path, monkeypatch):
+    monkeypatch.setattr(select, "CHUNK_ROWS", 4)
+    prompts, sources, own, _ = world()
+    first = run_select(tmp_path, Quadruple(), prompts, sources, own)
+    rows, notes = list(first.rows(PreferenceQuadruple)), first.manifest.notes
+    (first.path / files.MANIFEST).unlink()
+    (first.path / files.part_name(2)).unlink()
+    again = run_select(tmp_path, Quadruple(), prompts, sources, own)
+    assert list(again.rows(PreferenceQuadruple)) == rows and again.manifest.notes == notes
+
+
+def test_rows_out_of_order_are_an_error_and_not_a_silent_loss(tmp_path):
+    prompts, sources, _, _ = world()
+    sources["b"] = sources["b"][::-1]
+    with pytest.raises(ArtifactError, match=r"b/2 answers no prompt .* or stands out of the order"):
+        run_select(tmp_path, Best(side="all"), prompts, sources)
+
+
+def test_a_side_without_prompts_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no prompt of 1 is on side 'sft' of the split 1:2"):
+        run_select(tmp_path, Best(), [prompt("p0")], {"a": [scored("a", 1.0, prompt_id="p0")]})
+
+
+@given(st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=50))
+def test_histograms_hold_every_value_once(values):
+    found = histogram(np.array(values))
+    edges, counts = found["edges"], found["counts"]
+    assert sum(counts) == len(values) and len(edges) == len(counts) + 1 <= 26
+    slack = 1e-9 + 1e-9 * max(map(abs, edges))
+    assert edges[0] <= min(values) + slack and max(values) <= edges[-1] + slack
+
+
+def test_histogram_edges_are_round():
+    found = histogram(np.array([0.0, 0.24, 0.25, 1.0]))
+    assert found["edges"][:3] == [0.0, 0.05, 0.1] and found["counts"][4:6] == [1, 1]

@@ -1,0 +1,520 @@
+"""The HTTP front without Ray: what is accepted, what is refused and with which code, and the shapes of answers.
+
+The engines here are scripts; real ones are in tests/e2e/test_serve.py.
+"""
+
+import asyncio
+import json
+import math
+import pickle
+
+import pytest
+from fastapi.testclient import TestClient
+from pydantic import ValidationError
+
+from fusion.errors import ModelError
+from serving.app import build_app
+from serving.backends import Delta, SampledToken, Scored
+from serving.body import parse_json
+from serving.config import Limits, ServeConfig
+from serving.errors import ApiError
+from serving.schemas import ChatCompletionRequest, ErrorEnvelope, ModelCard
+
+USER = [{"role": "user", "content": "hi"}]
+LIMITS = Limits(chat_body_bytes=4096, rewards_body_bytes=4096, max_reward_items=4, max_tokens=40, deadline_s=2)
+
+
+def card(name, kind):
+    return ModelCard(
+        id=name,
+        created=1,
+        kind=kind,
+        revision="r1",
+        max_tokens=64,
+        dtype="float32",
+        template_sha256="t",
+        determinism="d",
+    )
+
+
+class ScriptedChat:
+    """Answers with the letters of `script`, one piece per letter."""
+
+    def __init__(self, script="abc", *, fails=None, delay_s=0.0):
+        self.card = card("chat", "chat")
+        self.stop_token_ids = (2,)
+        self.script, self.fails, self.delay_s = script, fails, delay_s
+        self.asked, self.closed = [], 0
+
+    def encode(self, messages):
+        if "unrenderable" in messages[-1].content:
+            raise ValueError("the template refuses it")
+        return [1] * sum(len(message.content) for message in messages)
+
+    def token_text(self, token_id):
+        return "\ufffd" if token_id > 255 else chr(token_id)
+
+    async def generate(self, generation):
+        self.asked.append(generation)
+        try:
+            for place, letter in enumerate(self.script[: generation.max_tokens]):
+                await asyncio.sleep(self.delay_s)
+                if self.fails == place:
+                    raise ApiError("backend_unavailable", "the engine failed")
+                tokens = ()
+                if generation.num_logprobs is not None:
+                    tokens = (SampledToken(ord(letter), -0.5, ((ord(letter), -0.5), (300, -math.inf))),)
+                last = place + 1 == min(len(self.script), generation.max_tokens)
+                reason = ("stop" if last and place + 1 == len(self.script) else "length") if last else None
+                yield [Delta(i, letter, 1, reason, tokens) for i in range(generation.n)]
+        finally:
+            self.closed += 1
+
+
+class ScriptedReward:
+    """Scores a conversation with the length of its response; some responses have their own fate."""
+
+    def __init__(self):
+        self.card = card("rm", "reward")
+        self.calls = []
+
+    async def score(self, conversations, *, truncation):
+        self.calls.append((conversations, truncation))
+        fates = {
+            "nan": Scored(math.nan, 3),
+            "long": Scored(None, 99, error_code="context_length_exceeded", error_message="99 tokens > 64"),
+            "broken": Scored(None, 0, error_code="backend_error", error_message="out of memory"),
+        }
+        return [
+            fates.get(c[-1].content, Scored(float(len(c[-1].content)), 5, objectives={"length": 1.0}))
+            for c in conversations
+        ]
+
+
+def client(chat=None, reward=None, *, limits=LIMITS, awaited=None):
+    app = build_app(
+        chats={"chat": chat or ScriptedChat()},
+        rewards={"rm": reward or ScriptedReward()},
+        limits=limits,
+        not_ready=lambda: awaited,
+    )
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def refused(answer, status, code, param=None):
+    """Check that an answer is the envelope with this status and code, and return its message."""
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    error = ErrorEnvelope.model_validate(answer.json()).error
+    assert answer.headers["x-request-id"]
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+    if param is not None:
+        assert error.param == param
+    return error.message
+
+
+CHAT = {"model": "chat", "messages": USER}
+DEEP = '{"model": "chat", "messages": ' + "[" * 100 + "]" * 100 + "}"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "invalid_json"),
+        (b"[]", 400, "invalid_request"),
+        (b'"text"', 400, "invalid_request"),
+        (b"{", 400, "invalid_json"),
+        (b'{"model": "chat"} trailing', 400, "invalid_json"),
+        (b'{"model": "chat", "model": "chat"}', 400, "invalid_json"),
+        (b'{"model": "chat", "messages": [{"role": "user", "role": "user", "content": ""}]}', 400, "invalid_json"),
+        (b'{"model": "chat", "messages": [], "temperature": NaN}', 400, "invalid_json"),
+        (b'{"model": "chat", "messages": [], "temperature": -Infinity}', 400, "invalid_json"),
+        (b'{"model": "chat", "messages": [], "temperature": 1e999}', 400, "invalid_json"),
+        (b'{"model": ' + b"9" * 4000 + b"}", 400, "invalid_request"),
+        (b'{"model": "\\ud800", "messages": []}', 400, "invalid_json"),
+        (b'{"\\udfff": 1}', 400, "invalid_json"),
+        ("{}".encode("utf-16"), 400, "invalid_json"),
+        (b"\xef\xbb\xbf{}", 400, "invalid_json"),
+        (b"\xff", 400, "invalid_json"),
+        (DEEP.encode(), 400, "invalid_json"),
+        (b"[" * 4000, 400, "invalid_json"),
+        (b" " * 5000, 413, "body_too_large"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/rewards"])
+def test_bodies_that_are_not_a_request(route, body, status, code):
+    refused(client().post(route, content=body, headers={"content-type": "application/json"}), status, code)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 415),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"content-type": "application/json; charset=utf-16"}, 415),
+        ({"content-type": "application/json", "content-encoding": "gzip"}, 415),
+        ({"content-type": "application/json; charset=UTF-8", "content-encoding": "identity"}, 200),
+        ({"content-type": "Application/JSON"}, 200),
+    ],
+    ids=repr,
+)
+def test_media_types(headers, status):
+    answer = client().post("/v1/chat/completions", content=json.dumps(CHAT), headers=headers)
+    if status == 200:
+        assert answer.status_code == 200
+    else:
+        refused(answer, status, "unsupported_media_type")
+
+
+def test_numbers_of_thousands_of_digits_are_refused():
+    with pytest.raises(ApiError, match="too many digits"):
+        parse_json(b"9" * 5000)
+
+
+def test_a_body_is_counted_while_it_arrives():
+    def drip():
+        for _ in range(100):
+            yield b" " * 100
+
+    answer = client().post("/v1/rewards", content=drip(), headers={"content-type": "application/json"})
+    refused(answer, 413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code", "param"),
+    [
+        ({"model": "other"}, 404, "model_not_found", "model"),
+        ({"model": "rm"}, 400, "invalid_request", "model"),
+        ({"model": 3}, 400, "invalid_request", "model"),
+        ({"messages": []}, 400, "invalid_request", "messages"),
+        ({"messages": "hi"}, 400, "invalid_request", "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_request", "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, 400, "invalid_request", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, 400, "invalid_request", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, 400, "unknown_field", "messages[0].name"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "invalid_roles", "messages[0].role"),
+        ({"messages": [*USER, {"role": "system", "content": "x"}, *USER]}, 400, "invalid_roles", "messages[1].role"),
+        ({"messages": [{"role": "user", "content": "unrenderable"}]}, 400, "invalid_roles", "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 64}]}, 400, "context_length_exceeded", "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 50}], "max_tokens": 20}, 400, "context_length_exceeded", None),
+        ({"max_tokens": 0}, 400, "invalid_request", "max_tokens"),
+        ({"max_tokens": 41}, 400, "invalid_request", "max_tokens"),
+        ({"max_tokens": 2.5}, 400, "invalid_request", "max_tokens"),
+        ({"max_tokens": "5"}, 400, "invalid_request", "max_tokens"),
+        ({"max_tokens": True}, 400, "invalid_request", "max_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, 400, "invalid_request", "max_tokens"),
+        ({"temperature": -0.1}, 400, "invalid_request", "temperature"),
+        ({"temperature": 2.1}, 400, "invalid_request", "temperature"),
+        ({"top_p": 0}, 400, "invalid_request", "top_p"),
+        ({"n": 9}, 400, "invalid_request", "n"),
+        ({"n": 0}, 400, "invalid_request", "n"),
+        ({"stop": ["a"] * 5}, 400, "invalid_request", "stop"),
+        ({"stop": [""]}, 400, "invalid_request", "stop"),
+        ({"seed": 2**63}, 400, "invalid_request", "seed"),
+        ({"logprobs": 3}, 400, "invalid_request", "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_request", "top_logprobs"),
+        ({"top_logprobs": 2}, 400, "invalid_request", "top_logprobs"),
+        ({"presence_penalty": 3}, 400, "invalid_request", "presence_penalty"),
+        ({"stream": "yes"}, 400, "invalid_request", "stream"),
+        ({"stream_options": {"include_usage": True}}, 400, "invalid_request", "stream_options"),
+        ({"stream": True, "stream_options": {"x": 1}}, 400, "unknown_field", "stream_options.x"),
+        ({"tempature": 1}, 400, "unknown_field", "tempature"),
+        *(
+            ({name: None}, 400, "unsupported_parameter", name)
+            for name in (
+                "chat_template",
+                "chat_template_kwargs",
+                "mm_processor_kwargs",
+                "guided_json",
+                "structured_outputs",
+                "prompt_logprobs",
+                "priority",
+                "cache_salt",
+                "tools",
+                "response_format",
+                "logit_bias",
+                "top_k",
+                "best_of",
+            )
+        ),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_chat_requests_that_are_refused(change, status, code, param):
+    refused(client().post("/v1/chat/completions", json={**CHAT, **change}), status, code, param)
+
+
+def test_an_answer():
+    chat = ScriptedChat()
+    answer = client(chat).post("/v1/chat/completions", json={**CHAT, "n": 2, "seed": 7, "stop": "z"}).json()
+    assert [c["message"] for c in answer["choices"]] == [{"role": "assistant", "content": "abc", "refusal": None}] * 2
+    assert [c["finish_reason"] for c in answer["choices"]] == ["stop", "stop"]
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
+    assert (answer["object"], answer["model"], answer["system_fingerprint"]) == ("chat.completion", "chat", "r1")
+    (asked,) = chat.asked
+    assert (asked.prompt_ids, asked.stop_token_ids, asked.stop, asked.seed) == ((1, 1), (2,), ("z",), 7)
+    assert asked.max_tokens == 40  # the service's limit, which is below the 62 that there is room for
+
+
+def test_greedy_answers_are_made_once_and_returned_n_times():
+    chat = ScriptedChat()
+    answer = client(chat).post("/v1/chat/completions", json={**CHAT, "n": 3, "temperature": 0}).json()
+    assert [c["message"]["content"] for c in answer["choices"]] == ["abc"] * 3
+    assert [asked.n for asked in chat.asked] == [1]
+
+
+def test_log_probabilities():
+    body = {**CHAT, "logprobs": True, "top_logprobs": 2, "max_tokens": 1}
+    (choice,) = client().post("/v1/chat/completions", json=body).json()["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["logprobs"]["content"] == [
+        {
+            "token": "a",
+            "logprob": -0.5,
+            "bytes": [97],
+            "top_logprobs": [
+                {"token": "a", "logprob": -0.5, "bytes": [97]},
+                {"token": "\ufffd", "logprob": -9999.0, "bytes": None},
+            ],
+        }
+    ]
+
+
+def sse(text):
+    events = text.split("\n\n")
+    assert events.pop() == ""
+    assert all(event.startswith("data: ") for event in events)
+    return [event.removeprefix("data: ") for event in events]
+
+
+def test_a_stream():
+    body = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+    answer = client().post("/v1/chat/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, last = sse(answer.text)
+    assert last == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    assert [c["delta"] for chunk in chunks for c in chunk["choices"]] == [
+        {"role": "assistant", "content": ""},
+        {"content": "a"},
+        {"content": "b"},
+        {"content": "c"},
+        {},
+    ]
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * 5
+    assert chunks[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_an_engine_that_fails_before_the_first_piece_gives_a_status():
+    chat = ScriptedChat(fails=0)
+    for stream in (True, False):
+        refused(client(chat).post("/v1/chat/completions", json={**CHAT, "stream": stream}), 503, "backend_unavailable")
+    assert chat.closed == 2
+
+
+def test_an_engine_that_fails_later_gives_an_error_event_and_no_done():
+    chat = ScriptedChat(fails=2)
+    answer = client(chat).post("/v1/chat/completions", json={**CHAT, "stream": True})
+    assert answer.status_code == 200
+    *_, last = sse(answer.text)
+    assert json.loads(last)["error"]["code"] == "backend_unavailable"
+    assert chat.closed == 1
+
+
+def test_the_deadline_ends_answers_and_a_client_can_only_lower_it():
+    chat = ScriptedChat("abcdefgh", delay_s=0.1)
+    limits = LIMITS.model_copy(update={"chat_deadline_s": 0.35})
+    asked = client(chat, limits=limits)
+    refused(asked.post("/v1/chat/completions", json=CHAT), 408, "deadline_exceeded")
+    *_, last = sse(asked.post("/v1/chat/completions", json={**CHAT, "stream": True}).text)
+    assert json.loads(last)["error"]["code"] == "deadline_exceeded"
+    for ignored in ("0", "-1", "nan", "inf", "100", "soon"):
+        headers = {"x-request-timeout-seconds": ignored, "x-request-disconnect-disabled": "?1"}
+        refused(asked.post("/v1/chat/completions", json=CHAT, headers=headers), 408, "deadline_exceeded")
+    patient = client(ScriptedChat("ab", delay_s=0.1))
+    assert patient.post("/v1/chat/completions", json=CHAT).status_code == 200
+    headers = {"x-request-timeout-seconds": "0.05"}
+    refused(patient.post("/v1/chat/completions", json=CHAT, headers=headers), 408, "deadline_exceeded")
+    assert chat.closed == len(chat.asked) == 8
+
+
+def test_overload_is_a_fast_429():
+    chat = ScriptedChat(delay_s=0.2)
+    app = build_app(
+        chats={"chat": chat}, rewards={}, limits=LIMITS.model_copy(update={"max_in_flight": 1}), not_ready=lambda: None
+    )
+
+    async def two():
+        import httpx
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as asked:
+            return await asyncio.gather(*(asked.post("/v1/chat/completions", json=CHAT) for _ in range(2)))
+
+    first, second = asyncio.run(two())
+    assert first.status_code == 200
+    refused(second, 429, "overloaded")
+
+
+def test_routes_and_ids():
+    asked = client(awaited="chat is loading")
+    refused(asked.get("/v1/completions"), 404, "not_found")
+    refused(asked.post("/v1/load_lora_adapter"), 404, "not_found")
+    refused(asked.get("/v1/models/"), 404, "not_found")
+    refused(asked.get("/docs"), 404, "not_found")
+    answer = asked.get("/v1/rewards")
+    refused(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+    refused(asked.delete("/v1/chat/completions"), 405, "method_not_allowed")
+    assert "chat is loading" in refused(asked.get("/readyz"), 503, "not_ready")
+    assert asked.get("/healthz").json() == {"status": "ok"}
+    assert client().get("/readyz").json() == {"status": "ready"}
+    assert asked.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    assert asked.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"].startswith("req-")
+    cards = asked.get("/v1/models").json()["data"]
+    assert [(c["id"], c["kind"], c["revision"], c["max_tokens"]) for c in cards] == [
+        ("chat", "chat", "r1", 64),
+        ("rm", "reward", "r1", 64),
+    ]
+
+
+def test_a_crash_is_an_envelope_without_a_traceback():
+    class Crashing(ScriptedChat):
+        def encode(self, messages):
+            raise RuntimeError("secret detail")
+
+    answer = client(Crashing()).post("/v1/chat/completions", json=CHAT)
+    assert "secret" not in refused(answer, 500, "internal_error")
+
+
+# ---- rewards ----------------------------------------------------------------------------------
+
+GOOD = {"prompt": "2+2?", "response": "four"}
+
+
+def rewards(*items, reward=None, **fields):
+    return client(reward=reward).post("/v1/rewards", json={"model": "rm", "input": list(items), **fields})
+
+
+@pytest.mark.parametrize(
+    ("items", "fields", "status", "code", "param"),
+    [
+        ([], {}, 400, "invalid_request", "input"),
+        ([GOOD] * 5, {}, 413, "too_many_items", "input"),
+        ([{"prompt": "a", "responses": ["b"] * 5}], {}, 413, "too_many_items", "input"),
+        ([{}], {}, 400, "invalid_request", "input[0]"),
+        ([{"prompt": "a"}], {}, 400, "invalid_request", "input[0]"),
+        ([{"response": "a"}], {}, 400, "invalid_request", "input[0]"),
+        ([{"prompt": "a", "response": "b", "responses": ["c"]}], {}, 400, "invalid_request", "input[0]"),
+        ([GOOD, {**GOOD, "messages": USER}], {}, 400, "invalid_request", "input[1]"),
+        ([{"prompt": "a", "responses": []}], {}, 400, "invalid_request", "input[0].responses"),
+        ([{"prompt": "a", "responses": [3]}], {}, 400, "invalid_request", "input[0].responses[0]"),
+        ([{"prompt": 1, "response": "b"}], {}, 400, "invalid_request", "input[0].prompt"),
+        ([{**GOOD, "id": 3}], {}, 400, "invalid_request", "input[0].id"),
+        ([{**GOOD, "id": "x" * 129}], {}, 400, "invalid_request", "input[0].id"),
+        ([{**GOOD, "id": ""}], {}, 400, "invalid_request", "input[0].id"),
+        ([{**GOOD, "id": "x"}, {**GOOD, "id": "x"}], {}, 400, "invalid_request", "input[0].id"),
+        ([{**GOOD, "weight": 1}], {}, 400, "unknown_field", "input[0].weight"),
+        ([GOOD], {"truncation": "middle"}, 400, "invalid_request", "truncation"),
+        ([GOOD], {"on_error": "ignore"}, 400, "invalid_request", "on_error"),
+        ([GOOD], {"return": ["logits"]}, 400, "invalid_request", "return[0]"),
+        ([GOOD], {"return_": ["objectives"]}, 400, "unknown_field", "return_"),
+        ([GOOD], {"model": "none"}, 404, "model_not_found", "model"),
+        ([GOOD], {"model": "chat"}, 400, "invalid_request", "model"),
+        ([{**GOOD, "response": ""}], {"on_error": "fail"}, 400, "empty_response", "input[0]"),
+        ([GOOD, {**GOOD, "response": "long"}], {"on_error": "fail"}, 400, "context_length_exceeded", "input[1]"),
+        ([GOOD, {**GOOD, "response": "nan"}], {"on_error": "fail"}, 500, "non_finite_score", "input[1]"),
+        ([{**GOOD, "response": "broken"}] * 2, {}, 503, "backend_unavailable", None),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_scoring_requests_that_are_refused(items, fields, status, code, param):
+    refused(rewards(*items, **fields), status, code, param)
+
+
+def test_scores_in_order_and_each_error_with_its_item():
+    reward = ScriptedReward()
+    answer = rewards(
+        {"id": "a", "messages": [*USER, {"role": "assistant", "content": "four"}]},
+        {"id": "b", "prompt": "q", "responses": ["nan", ""]},
+        {"prompt": "q", "response": "long"},
+        reward=reward,
+        truncation="left",
+    )
+    body = answer.json()
+    assert [(r["index"], r.get("response_index"), r["id"], r["status"], r["score"]) for r in body["results"]] == [
+        (0, None, "a", "ok", 4.0),
+        (1, 0, "b", "error", None),
+        (1, 1, "b", "error", None),
+        (2, None, None, "error", None),
+    ]
+    assert [(r["error"]["code"], r["error"]["param"]) for r in body["results"][1:]] == [
+        ("non_finite_score", "input[1].responses[0]"),
+        ("empty_response", "input[1].responses[1]"),
+        ("context_length_exceeded", "input[2]"),
+    ]
+    assert "error" not in body["results"][0]
+    assert body["summary"] == {"ok": 1, "error": 3}
+    assert body["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
+    assert (body["model_revision"], body["scorer"]["dtype"]) == ("r1", "float32")
+    ((conversations, truncation),) = reward.calls
+    assert (len(conversations), truncation) == (3, "left")
+
+
+def test_a_conversation_that_does_not_end_with_the_assistant_has_its_own_error():
+    results = rewards({"messages": USER}, GOOD).json()["results"]
+    assert [r["status"] for r in results] == ["error", "ok"]
+    assert results[0]["error"]["code"] == "invalid_roles"
+
+
+def test_empty_responses_sigmoid_and_objectives_when_asked_for():
+    results = rewards(
+        {**GOOD, "response": ""}, GOOD, allow_empty=True, normalize="sigmoid", **{"return": ["objectives"]}
+    ).json()["results"]
+    assert results[0]["score"] == 0.5
+    assert math.isclose(results[1]["score"], 1 / (1 + math.exp(-4)))
+    assert results[1]["objectives"] == {"length": 1.0}
+    assert rewards(GOOD).json()["results"][0]["objectives"] is None
+
+
+# ---- values -----------------------------------------------------------------------------------
+
+
+def test_errors_cross_processes_whole():
+    error = pickle.loads(pickle.dumps(ApiError("overloaded", "busy", param="model")))
+    assert (error.code, error.message, error.param, error.status, error.retry_after_s) == (
+        "overloaded",
+        "busy",
+        "model",
+        429,
+        1,
+    )
+
+
+def test_openai_clients_may_send_null_for_what_they_leave_out():
+    optional = {name: None for name, f in ChatCompletionRequest.model_fields.items() if not f.is_required()}
+    assert client().post("/v1/chat/completions", json={**CHAT, **optional}).status_code == 200
+
+
+def test_serve_configs_that_are_refused(tmp_path):
+    with pytest.raises(ValidationError, match="no model to serve"):
+        ServeConfig()
+    with pytest.raises(ValidationError, match="use two names"):
+        ServeConfig.of(chat={"a": tmp_path}, rewards={"a": tmp_path})
+    with pytest.raises(ValidationError, match="model name 'a b'"):
+        ServeConfig.of(chat={"a b": tmp_path})
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        ServeConfig.of(chat={"a": tmp_path}).check_folders()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="safetensors"):
+        ServeConfig.of(rewards={"a": tmp_path}).check_folders()
+
+
+def test_the_openapi_document_shows_the_bodies():
+    document = client().get("/openapi.json").json()
+    body = document["paths"]["/v1/rewards"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["model", "input"]
+    assert body["additionalProperties"] is False
+    assert "$ref" not in json.dumps(body)
