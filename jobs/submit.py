@@ -16,6 +16,9 @@ from fusion.errors import ClusterError, FuselineError, InputError
 from fusion.pipeline import build
 from fusion.recipe import load_recipe
 
+AGENT_WAIT_S = 60.0  # the agent of a head node that has just started takes seconds, on a busy machine tens
+NO_AGENT = "No available agent"  # Ray's jobs service tells this case by its text alone, as status 500
+
 
 class JobFailed(FuselineError):
     """A job that ended without success."""
@@ -27,7 +30,7 @@ def submit_recipe(
     """Submit and, with `wait`, follow to the end; return the submission id.
 
     Raises:
-        ClusterError: no Ray Jobs service at `address`.
+        ClusterError: no Ray Jobs service at `address`, or one that does not take the job.
         InputError: a recipe file outside `working_dir`, which the cluster would not see.
         JobFailed: the job ended as FAILED or STOPPED.
     """
@@ -56,11 +59,7 @@ def submit_recipe(
         submission = f"{recipe.name}-{key}-a{attempt}"
         status = _status(client, submission)
         if status is None:
-            client.submit_job(
-                entrypoint=command,
-                submission_id=submission,
-                runtime_env={"working_dir": str(root), "excludes": _ignored(root)},
-            )
+            hand_over(client, submission, command, root)
             console.print(f"submitted {submission}: {command}", highlight=False)
         elif status == JobStatus.SUCCEEDED:
             console.print(f"{submission} has succeeded before; nothing to do", highlight=False)
@@ -73,6 +72,30 @@ def submit_recipe(
             _follow(client, submission, console)
         return submission
     raise JobFailed(f"{recipe.name}-{key}: 999 attempts have failed; look at the last one's log before going on")
+
+
+def hand_over(client, submission: str, command: str, root: Path) -> None:
+    """Submit; wait for a head node whose jobs service answers before its job agent has started."""
+    deadline = time.monotonic() + AGENT_WAIT_S
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=command,
+                submission_id=submission,
+                runtime_env={"working_dir": str(root), "excludes": _ignored(root)},
+            )
+            return
+        except RuntimeError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            if NO_AGENT not in str(error):
+                raise ClusterError(f"the Ray Jobs service refused {submission}: {lines[-1]}") from None
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"the head node has had no job agent for {AGENT_WAIT_S:.0f} s, so {submission} was not taken; "
+                    "its dashboard_agent.log says why (often another Ray on the machine holds its port: start the "
+                    "head with --dashboard-agent-listen-port)"
+                ) from None
+            time.sleep(1)
 
 
 def _status(client, submission: str):

@@ -257,14 +257,14 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(project, args, message):
 @pytest.fixture
 def head(tmp_path) -> Iterator[tuple[str, str]]:
     """Addresses of a head node, for Ray and for its jobs. Its four GPUs exist only in Ray's books."""
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     session = tempfile.mkdtemp(prefix="r-", dir="/tmp")  # short: unix sockets live below it
     scripts = Path(sys.executable).parent
     process = subprocess.Popen(
         [
             scripts / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
             f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={session}",
-            "--num-cpus=8", "--num-gpus=4", "--disable-usage-stats",
+            f"--dashboard-agent-listen-port={agent}", "--num-cpus=8", "--num-gpus=4", "--disable-usage-stats",
         ],
         cwd=tmp_path,
         env={**environment(), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"},
