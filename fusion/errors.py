@@ -34,6 +34,10 @@ class ArtifactError(FuselineError, ValueError):
     """An artifact that is damaged, of another row type, or made from other inputs."""
 
 
+class OutdatedError(ArtifactError):
+    """A whole artifact whose input has been made again with other bytes: none of its parts can be kept."""
+
+
 class StageError(FuselineError, RuntimeError):
     """A stage that failed; the text names its directory and the command that resumes it."""
 

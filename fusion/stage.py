@@ -26,7 +26,7 @@ from typing import Any
 from fusion import artifact as files
 from fusion.artifact import Artifact, InputRecord, Manifest, Quarantined
 from fusion.config import KEY_HEX, Config, Placement, fingerprint
-from fusion.errors import ArtifactError, FuselineError, StageError
+from fusion.errors import ArtifactError, FuselineError, OutdatedError, StageError
 from fusion.lease import hold
 from fusion.models import PinnedModel
 from fusion.placement import Demand
@@ -274,7 +274,7 @@ def _finished(
             artifact.verify()
         for name, record in artifact.manifest.inputs.items():
             if name in inputs and _digest(inputs[name]) != record.digest:
-                raise ArtifactError(
+                raise OutdatedError(
                     f"{path} was made from other bytes of its input {name!r} ({stage.inputs[name].label}) than are "
                     "there now; run again with --repair to make it anew"
                 )
@@ -283,19 +283,19 @@ def _finished(
         if not repair:
             raise
         log.warning("repairing %s: %s", stage.label, error)
-        _unfinish(path, str(error))
+        _unfinish(path, keep_good_parts=not isinstance(error, OutdatedError))
         return None
 
 
-def _unfinish(path: Path, reason: str) -> None:
-    """Turn a damaged finished directory back into work: keep only parts that match the manifest."""
+def _unfinish(path: Path, *, keep_good_parts: bool) -> None:
+    """Turn a finished directory back into work; of a damaged one, parts that match the manifest may stay."""
     manifest_file = path / files.MANIFEST
     try:
         manifest = Manifest.model_validate_json(manifest_file.read_bytes())
         good = {
             f.name
             for f in manifest.files
-            if "other bytes" not in reason
+            if keep_good_parts
             and (path / f.name).is_file()
             and files.file_sha256(path / f.name) == f.sha256
         }
