@@ -314,7 +314,8 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return str(value)
     if isinstance(value, tuple):
-        return [_to_plain(v) for v in value]
+        # Token ids are most of the data: a tuple of scalars is plain already.
+        return list(value) if value and type(value[0]) in _SCALARS else [_to_plain(v) for v in value]
     if isinstance(value, dict):
         return [(k, _to_plain(v)) for k, v in value.items()]
     return value
@@ -331,5 +332,5 @@ def _from_plain(value: Any, hint: Any) -> Any:
         return hint(value)
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return tuple(_from_plain(v, args[0]) for v in value)
+        return tuple(value) if args[0] in _SCALARS else tuple(_from_plain(v, args[0]) for v in value)
     return {k: _from_plain(v, args[1]) for k, v in value}

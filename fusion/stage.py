@@ -295,9 +295,7 @@ def _unfinish(path: Path, *, keep_good_parts: bool) -> None:
         good = {
             f.name
             for f in manifest.files
-            if keep_good_parts
-            and (path / f.name).is_file()
-            and files.file_sha256(path / f.name) == f.sha256
+            if keep_good_parts and (path / f.name).is_file() and files.file_sha256(path / f.name) == f.sha256
         }
     except ValueError:
         good = set()

@@ -17,6 +17,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,44 @@ class Request:
     token_ids: tuple[int, ...]
     decoding: Decoding
     seed: int
+
+
+class Results:
+    """What the engine gives back to one caller: gathered row by row, taken in heaps.
+
+    A caller that woke up for every row would take the interpreter from the stepping thread each time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all = threading.Event()
+        self._given: list[Sampled] = []
+        self.missing = 0
+        """Rows that are expected and have not been taken yet; the caller's own count."""
+        self._outstanding = 0
+
+    def expect(self, rows: int) -> None:
+        """Say that so many more rows are about to be handed to the engine."""
+        with self._lock:
+            self.missing += rows
+            self._outstanding += rows
+            if self._outstanding:
+                self._all.clear()
+
+    def put(self, sampled: Sampled) -> None:
+        with self._lock:
+            self._given.append(sampled)
+            self._outstanding -= 1
+            if not self._outstanding:
+                self._all.set()
+
+    def take(self, *, timeout: float) -> list[Sampled]:
+        """Wait until every expected row is there, at most `timeout` seconds, and take those that are."""
+        self._all.wait(timeout)
+        with self._lock:
+            taken, self._given = self._given, []
+        self.missing -= len(taken)
+        return taken
 
 
 def sampling_params(decoding: Decoding, *, seed: int, stop_ids: Sequence[int], max_tokens: int) -> "SamplingParams":
@@ -146,7 +185,7 @@ def prepare(settings: EngineSettings) -> bool:
 
 
 class Engine:
-    """A started engine. `submit` may be called from any thread; results arrive in the queue given to it.
+    """A started engine. `submit` may be called from any thread; what comes back arrives in the `Results` given to it.
 
     Attributes:
         max_model_len: prompt and response tokens together that fit.
@@ -159,13 +198,38 @@ class Engine:
         Raises:
             StageError: the engine cannot start: model, memory or settings.
         """
+        self._stop_ids = tuple(stop_ids)
+        self._on_death = on_death
+        self._inbox: queue.SimpleQueue[tuple[Request, Results]] = queue.SimpleQueue()
+        self._waiting: dict[str, tuple[Request, Results]] = {}
+        self._number = 0
+        started: Future[None] = Future()
+        threading.Thread(target=self._live, args=(settings, started), name="engine", daemon=True).start()
+        started.result()
+
+    def submit(self, requests: Sequence[Request], results: Results) -> None:
+        """Hand rows to the engine. One `Sampled` per row is put into `results`, in the order they finish."""
+        results.expect(len(requests))
+        for request in requests:
+            self._inbox.put((request, results))
+
+    def _live(self, settings: EngineSettings, started: "Future[None]") -> None:
+        """Start and step in one thread: OpenMP keeps a pool of threads for each thread that has used it, and
+        two pools on the same cores make each wait for the other."""
+        try:
+            self._begin(settings)
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        self._run()
+
+    def _begin(self, settings: EngineSettings) -> None:
         begun = time.monotonic()
         on_cpu = prepare(settings)
         arguments = engine_arguments(settings, on_cpu=on_cpu)
         self._engine = _start(arguments, settings)
         self._engine.collective_rpc("watch_owner", args=(os.getpid(),))
-        self._stop_ids = tuple(stop_ids)
-        self._on_death = on_death
         self.max_model_len: int = self._engine.model_config.max_model_len
         self._vocab_size: int = self._engine.model_config.get_vocab_size()
         # Raised for a row that vLLM checks and does not take in; not a ValueError.
@@ -175,15 +239,6 @@ class Engine:
             "arguments": {k: v for k, v in arguments.items() if k != "model"} | {"max_model_len": self.max_model_len},
             "start_seconds": round(time.monotonic() - begun, 1),
         }
-        self._inbox: queue.SimpleQueue[tuple[Request, queue.SimpleQueue[Sampled]]] = queue.SimpleQueue()
-        self._waiting: dict[str, tuple[Request, queue.SimpleQueue[Sampled]]] = {}
-        self._number = 0
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
-
-    def submit(self, requests: Sequence[Request], results: "queue.SimpleQueue[Sampled]") -> None:
-        """Hand rows to the engine. One `Sampled` per row is put into `results`, in the order they finish."""
-        for request in requests:
-            self._inbox.put((request, results))
 
     def _run(self) -> None:
         """Take in and step for ever; the one thread that touches the engine."""
@@ -214,7 +269,7 @@ class Engine:
                     return
                 self._add(*self._inbox.get())
 
-    def _add(self, request: Request, results: "queue.SimpleQueue[Sampled]") -> None:
+    def _add(self, request: Request, results: Results) -> None:
         room = self.max_model_len - len(request.token_ids)
         params = sampling_params(
             request.decoding,

@@ -80,7 +80,7 @@ class Attempt:
     def finish(self, sampled: Sequence[Sampled]) -> None:
         """Keep what came back."""
         if sampled:
-            self._write({"finished": [dataclasses.astuple(s) for s in sampled]})
+            self._write({"finished": [(s.row, s.token_ids, s.finish, s.error) for s in sampled]})
 
     def crash(self, text: str) -> None:
         """Keep the reason of a death that is about to follow."""

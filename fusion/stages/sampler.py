@@ -9,9 +9,7 @@ even alone goes to the quarantine.
 
 import contextlib
 import dataclasses
-import queue
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from fusion.errors import FuselineError, StageError
 from fusion.rows import Finish, Prompt, Response, from_table
 from fusion.sampling import Decoding
 from fusion.stages.chunks import Receipt
-from fusion.stages.engine import Engine, EngineSettings, Request
+from fusion.stages.engine import Engine, EngineSettings, Request, Results
 from fusion.stages.journal import (
     MAX_CRASHES,
     MAX_IDLE_STARTS,
@@ -42,7 +40,7 @@ ENGINE_FACTS = "engine.json"
 FEED_ROWS = 64
 """Rows that are tokenised, noted and handed over at a time."""
 JOURNAL_EVERY_S = 1.0
-"""Least time between two notes of finished rows: the work that a kill can cost."""
+"""Most time between two notes of finished rows: the work that a kill can cost."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,26 +125,18 @@ class Sampler:
 
     def _run_group(self, chunk: "ChunkWork", group: Group, attempt: Attempt) -> None:
         """Hand a group to the engine and wait for all of it, noting what comes back as it comes."""
-        results: queue.SimpleQueue[Sampled] = queue.SimpleQueue()
-        in_engine = 0
+        results = Results()
         for rows in _batched(group.rows, FEED_ROWS):
             requests = chunk.requests(rows)
             attempt.begin([r.row for r in requests])
             self._engine.submit(requests, results)
-            in_engine += len(requests)
-        finished: list[Sampled] = []
-        noted = time.monotonic()
-        while in_engine:
-            with contextlib.suppress(queue.Empty):
-                sampled = results.get(timeout=JOURNAL_EVERY_S)
-                in_engine -= 1
+        while results.missing:
+            finished = results.take(timeout=JOURNAL_EVERY_S)
+            for sampled in finished:
                 chunk.take(sampled)
-                finished.append(sampled)
-            if finished and in_engine and time.monotonic() - noted >= JOURNAL_EVERY_S:
-                attempt.finish(finished)
+            attempt.finish(finished)
+            if finished:
                 self._starts.progress()
-                finished, noted = [], time.monotonic()
-        attempt.finish(finished)
 
     def _on_death(self, reason: str) -> None:
         for attempt in tuple(self._attempts):
