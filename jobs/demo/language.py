@@ -18,7 +18,7 @@ class Skill(StrEnum):
 
     add = "add"
     sort = "sort"
-    translate = "translate"
+    translate = "translate"  # pyright: ignore[reportAssignmentType]  # a member; nobody calls str.translate on it
     reverse = "reverse"
 
 

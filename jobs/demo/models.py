@@ -8,6 +8,7 @@ take the large models; only the sizes are small. Head size 32 is the smallest th
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -77,7 +78,7 @@ def make_tokenizer(
     )
 
 
-def common_config(tokenizer: PreTrainedTokenizerFast, *, family: Family, max_length: int) -> dict[str, object]:
+def common_config(tokenizer: PreTrainedTokenizerFast, *, family: Family, max_length: int) -> dict[str, Any]:
     """Return the configuration fields that all architectures of this world share: hidden 128, 2 layers."""
     return {
         # Rounded up to 16, as large models do; ids above the tokenizer's are trained away like any wrong token.

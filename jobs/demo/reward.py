@@ -22,6 +22,7 @@ from jobs.demo.people import CAREFUL, SLOPPY, source_writer
 from jobs.demo.tokenizers import FAMILIES
 from jobs.demo.train import (
     FitSettings,
+    account,
     by_length,
     make_optimizer,
     set_learning_rate,
@@ -58,10 +59,8 @@ def make_reward_model(
 ) -> PreTrainedModel:
     """Return an untrained reward model with one label and write it, with its tokenizer, to `folder`."""
     tokenizer = make_tokenizer(tiny, texts=texts, all_bytes=all_bytes, max_length=max_length)
-    config = LlamaConfig(
-        **common_config(tokenizer, family=tiny.family, max_length=max_length),
-        num_labels=1,
-    )
+    settings = common_config(tokenizer, family=tiny.family, max_length=max_length)
+    config = LlamaConfig(**{**settings, "num_labels": 1})
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification(config).float()
     save(model, tokenizer, folder)
@@ -88,12 +87,7 @@ def fit_reward(model: PreTrainedModel, folder: Path, rows: Sequence[Scored], *, 
         take_step(model, optimizer, loss, SETTINGS)
         losses.append(loss.detach().item())
     model.eval()
-    tail = losses[-50:]
-    return {
-        "loss": sum(tail) / len(tail),
-        "steps": len(batches),
-        "cpu_s": time.process_time() - started,
-    }
+    return account(losses, started=started)
 
 
 def _encode(folder: Path, rows: Sequence[Scored]) -> tuple[list[list[int]], int]:

@@ -107,12 +107,13 @@ def fit(
         take_step(model, optimizer, loss, settings)
         losses.append(loss.detach().item())
     model.eval()
+    return account(losses, started=started)
+
+
+def account(losses: Sequence[float], *, started: float) -> dict[str, float]:
+    """What a training loop says at its end; `started` is the process's CPU time at its beginning."""
     tail = losses[-50:]
-    return {
-        "loss": sum(tail) / len(tail),
-        "steps": len(batches),
-        "cpu_s": time.process_time() - started,
-    }
+    return {"loss": sum(tail) / len(tail), "steps": len(losses), "cpu_s": time.process_time() - started}
 
 
 def make_optimizer(model: PreTrainedModel, settings: FitSettings) -> torch.optim.Optimizer:

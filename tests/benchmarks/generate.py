@@ -22,10 +22,9 @@ from typing import Any
 
 import ray
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "distributed"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
 import generate_world
-from generate_world import World, make_model
-
 from fusion.chat import Chat, ChatConfig
 from fusion.placement import GeneratePlacement
 from fusion.rows import Message
@@ -33,6 +32,8 @@ from fusion.sampling import Decoding, sample_seed
 from fusion.stages.engine import EngineSettings, engine_arguments, prepare, sampling_params
 from fusion.stages.generate import engine_resources
 from fusion.stages.sampler import ENGINE_FACTS
+from generate_world import World
+from tiny_models import save_chat_model
 
 NUM_LENGTHS = 16
 SEED = 3
@@ -115,7 +116,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, root: Path) -> None:
     decodings = lognormal_decodings(options.median_tokens, options.sigma)
     longest = max(d.max_tokens for d in decodings)
-    model = options.model or make_model(root / "model", hidden_size=options.hidden_size, max_length=longest + 128)
+    model = options.model or save_chat_model(root / "model", hidden_size=options.hidden_size, max_length=longest + 128)
     placement = GeneratePlacement(
         accelerator=options.device, max_num_seqs=options.max_num_seqs, chunk_rows=options.chunk_rows,
         concurrent_chunks=options.concurrent_chunks, kv_cache_gib=1.0, gpu_memory_share=0.45,

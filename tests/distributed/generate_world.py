@@ -1,4 +1,4 @@
-"""A tiny random model, prompts, and generate stages over them; also a driver to be killed.
+"""Prompts, a model, and generate stages over them; also a driver to be killed.
 
 Run as a program it is that driver: `generate_world.py ADDRESS ROOT MODEL NUM_PROMPTS`.
 """
@@ -26,41 +26,6 @@ DECODINGS = (
     Decoding(name="greedy", temperature=0.0, max_tokens=16),
 )
 NUM_SAMPLES = 3
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def make_model(folder: Path, *, hidden_size: int = 64, max_length: int = 512, seed: int = 0) -> Path:
-    """Save a random Qwen3 with a byte-level tokenizer; head_dim 32 is the least that vLLM runs on CPUs."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    vocab = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=272,
-        hidden_size=hidden_size,
-        intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=max_length,
-        eos_token_id=258,
-        tie_word_embeddings=True,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 class _Count(Config):

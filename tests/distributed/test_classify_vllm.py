@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from reward_models import NO_NEWLINE, make_reward_model
+from tiny_models import NO_NEWLINE, save_reward_model
 
 pytestmark = pytest.mark.ray
 
@@ -37,7 +36,7 @@ print(len(pairs), max(a for a, _ in pairs) - min(a for a, _ in pairs), max(abs(a
     [("Llama", {}), ("Qwen2", {"pad_token_id": 258, "template": NO_NEWLINE})],
 )
 def test_vllm_equals_transformers(tmp_path, architecture, fields):
-    folder = make_reward_model(tmp_path / "rm", architecture=architecture, **fields)
+    folder = save_reward_model(tmp_path / "rm", architecture=architecture, **fields)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, folder],
         capture_output=True,

@@ -13,17 +13,16 @@ from pathlib import Path
 import pytest
 import ray
 
+import faulty
+import generate_world
 from fusion.artifact import Artifact
 from fusion.chat import Chat, ChatConfig
 from fusion.errors import StageError
 from fusion.rows import Finish, Response
 from fusion.sampling import sample_seed
 from fusion.stage import Progress
-
-sys.path.insert(0, str(Path(__file__).parent))  # for Ray's workers, which take the path of their driver
-import faulty
-import generate_world
-from generate_world import DECODINGS, NUM_SAMPLES, World, make_model
+from generate_world import DECODINGS, NUM_SAMPLES, World
+from tiny_models import save_chat_model
 
 pytestmark = pytest.mark.ray
 
@@ -44,7 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+    return save_chat_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def fresh_model(tmp_path: Path, model: Path) -> Path:
     """The model under a root of this test, so that its engines' notes are its own."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tiny").symlink_to(model)
-    return make_model(tmp_path / "own" / "tiny")
+    return save_chat_model(tmp_path / "own" / "tiny")
 
 
 def rows_of(artifact: Artifact) -> dict[str, Response]:
@@ -170,7 +169,7 @@ def test_killed_driver_resumes_with_the_missing_chunks_only(tmp_path: Path, mode
 
 
 def test_engine_that_cannot_start_ends_the_stage_with_one_line(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "own" / "broken")
+    folder = save_chat_model(tmp_path / "own" / "broken")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(StageError) as failure:

@@ -18,12 +18,8 @@ from fusion.rewards import ClassifierSettings, PythonScorer, SequenceClassifier
 from fusion.rows import Message, Prompt, Response, ScoredResponse
 from fusion.stage import Stage, StageContext, StageResult, run_stage
 from fusion.stages import score
-
-# For Ray's workers, which take the path of their driver.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-from reward_models import make_reward_model
 from scored import response
+from tiny_models import save_reward_model
 
 pytestmark = pytest.mark.ray
 
@@ -134,7 +130,7 @@ def test_resume_keeps_parts_and_makes_the_missing_one(tmp_path):
 
 
 def test_domains_have_their_own_scorers_and_reward_models_give_the_scores_of_load(tmp_path):
-    folder = make_reward_model(tmp_path / "rm", max_length=128)
+    folder = save_reward_model(tmp_path / "rm", max_length=128)
     model = SequenceClassifier(model=ModelRef(path=folder))
     chat, chat_rows = words(3, domain="chat")
     chat_rows.append(response("m", 5, prompt_id="chat2", text="x" * 200))
@@ -167,7 +163,7 @@ def test_what_cannot_be_loaded_ends_the_stage_in_one_line(tmp_path):
     prompts, responses = words(1)
     with pytest.raises(RecipeError, match="'odd_scorer:g': g does not exist"):
         run_score(tmp_path / "a", {"*": PythonScorer(function="odd_scorer:g", version=1)}, prompts, responses)
-    broken = make_reward_model(tmp_path / "rm", num_labels=3)
+    broken = save_reward_model(tmp_path / "rm", num_labels=3)
     with pytest.raises(
         (StageError, ModelError), match=r"has 3; give a sequence-classification model with num_labels 1"
     ):
@@ -175,8 +171,8 @@ def test_what_cannot_be_loaded_ends_the_stage_in_one_line(tmp_path):
 
 
 def test_where_a_model_lies_does_not_move_keys_but_its_content_does(tmp_path):
-    one, same = (make_reward_model(tmp_path / name, seed=0) for name in ("one", "same"))
-    other = make_reward_model(tmp_path / "other", seed=1)
+    one, same = (save_reward_model(tmp_path / name, seed=0) for name in ("one", "same"))
+    other = save_reward_model(tmp_path / "other", seed=1)
 
     def key(folder: Path, **placement) -> str:
         scorers = {"*": SequenceClassifier(model=ModelRef(path=folder))}

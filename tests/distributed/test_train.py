@@ -19,8 +19,7 @@ ray = pytest.importorskip("ray")
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 from fusion.artifact import read_part  # noqa: E402
 from fusion.chat import Chat, ChatConfig  # noqa: E402
@@ -42,6 +41,7 @@ from fusion.train.checkpoint import newest_complete  # noqa: E402
 from fusion.train.metrics import read_metrics  # noqa: E402
 from fusion.train.run import run_reference, run_training  # noqa: E402
 from fusion.training import TrainConfig, TrainPlacement  # noqa: E402
+from tiny_models import save_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -53,15 +53,13 @@ TEMPLATE = (
 
 def make_model(folder: Path) -> Path:
     """A random Qwen2 whose head is large enough that ZeRO-3 really splits it; tied, as small Qwen2 models are."""
-    specials = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|end|>", additional_special_tokens=specials[1:]
+    tokenizer = save_tokenizer(
+        folder,
+        template=TEMPLATE,
+        specials=["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
+        eos="<|end|>",
+        pad=None,
     )
-    tokenizer.chat_template = TEMPLATE
     torch.manual_seed(3)
     config = Qwen2Config(
         vocab_size=512,
@@ -78,7 +76,6 @@ def make_model(folder: Path) -> Path:
         bos_token_id=None,
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -281,7 +278,7 @@ def test_killed_worker_is_started_again_and_the_weights_are_the_same(
 DRIVER = """
 import sys, json
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from test_train import local_ray, train
 with local_ray({temp!r}):
     train(Path({directory!r}), Path({model!r}), json.loads({reference!r}), checkpoint_every_steps=1, keep_checkpoints=3)
@@ -292,7 +289,7 @@ def test_killed_driver_damaged_checkpoint_other_world_size(undisturbed, referenc
     """The driver is killed, its newest checkpoint damaged: the next run says so, goes on from the one before."""
     directory, temp = tmp_path / "run", f"/tmp/rd-{os.getpid()}"
     script = DRIVER.format(
-        tests=str(Path(__file__).parent),
+        tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])],
         temp=temp,
         directory=str(directory),
         model=str(model_folder),

@@ -12,11 +12,9 @@ import httpx
 import openai
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from serving_models import MAX_LENGTH, save_chat_model, save_reward_model
-
 from fusion.chat import Chat, ChatConfig
 from fusion.rows import Message
+from tiny_models import MAX_LENGTH, save_chat_model, save_reward_model
 
 pytestmark = pytest.mark.ray
 
@@ -48,8 +46,8 @@ def command(*arguments: str) -> list[str]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory, free_port):
     folder = tmp_path_factory.mktemp("served")
-    save_chat_model(folder / "chat")
-    save_reward_model(folder / "reward")
+    save_chat_model(folder / "chat", initializer_range=0.4)
+    save_reward_model(folder / "reward", architecture="Qwen3")
     models = ["--chat", f"tiny={folder / 'chat'}", "--reward", f"rm={folder / 'reward'}"]
     process = subprocess.Popen(
         command(*models, "--port", str(free_port), "--accelerator", "cpu"),

@@ -13,10 +13,8 @@ from fusion.errors import InputError, ModelError, RecipeError
 from fusion.models import ModelRef
 from fusion.rewards import ClassifierSettings, PythonScorer, RewardFn, Scorer, SequenceClassifier
 from fusion.rows import Message
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from reward_models import NO_NEWLINE, make_reward_model
 from scored import prompt, response
+from tiny_models import NO_NEWLINE, save_reward_model
 
 SETTINGS = ClassifierSettings()
 
@@ -33,7 +31,7 @@ def conversations(num: int, *, longest: int = 150) -> list[tuple[Message, ...]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_reward_model(tmp_path_factory.mktemp("rm") / "llama")
+    return save_reward_model(tmp_path_factory.mktemp("rm") / "llama")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +70,7 @@ def plain_scores(folder: Path, asked: list[tuple[Message, ...]]) -> list[float]:
     ids=lambda value: value if isinstance(value, str) else ",".join(value) or "plain",
 )
 def test_scores_equal_the_transformers_model(tmp_path, architecture, fields):
-    folder = make_reward_model(tmp_path / "rm", architecture=architecture, **fields)
+    folder = save_reward_model(tmp_path / "rm", architecture=architecture, **fields)
     asked = conversations(12)
     scores = [s.score for s in SETTINGS.load(folder).score(asked)]
     plain = plain_scores(folder, asked)
@@ -130,7 +128,7 @@ def test_non_finite_scores_are_errors(tmp_path, folder):
     import torch
     from safetensors.torch import load_file, save_file
 
-    broken = make_reward_model(tmp_path / "rm")
+    broken = save_reward_model(tmp_path / "rm")
     weights = load_file(broken / "model.safetensors")
     weights["model.embed_tokens.weight"][ord("~") - 33] = torch.inf  # byte-level ids start at "!"
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
@@ -152,14 +150,14 @@ def rewrite(folder: Path, change) -> Path:
 
 
 def test_missing_head_is_refused_and_not_drawn_at_random(tmp_path):
-    folder = rewrite(make_reward_model(tmp_path / "rm"), lambda w: w.pop("score.weight"))
+    folder = rewrite(save_reward_model(tmp_path / "rm"), lambda w: w.pop("score.weight"))
     with pytest.raises(ModelError, match=r"rm: weights score\.weight are missing and would be drawn at random"):
         SETTINGS.load(folder)
 
 
 def test_unexpected_weights_are_refused(tmp_path):
     folder = rewrite(
-        make_reward_model(tmp_path / "rm"), lambda w: w.update({"gating.weight": w["score.weight"].clone()})
+        save_reward_model(tmp_path / "rm"), lambda w: w.update({"gating.weight": w["score.weight"].clone()})
     )
     with pytest.raises(ModelError, match=r"gating\.weight belong to no part of the model"):
         SETTINGS.load(folder)
@@ -170,11 +168,11 @@ def test_weights_of_another_shape_are_refused(tmp_path):
         weights["score.weight"] = weights["score.weight"].repeat(2, 1)
 
     with pytest.raises(ModelError, match=r"score\.weight have another shape"):
-        SETTINGS.load(rewrite(make_reward_model(tmp_path / "rm"), widen))
+        SETTINGS.load(rewrite(save_reward_model(tmp_path / "rm"), widen))
 
 
 def test_a_model_with_two_outputs_is_refused(tmp_path):
-    folder = make_reward_model(tmp_path / "rm", num_labels=2)
+    folder = save_reward_model(tmp_path / "rm", num_labels=2)
     with pytest.raises(ModelError, match=r"LlamaForSequenceClassification\) has 2; give .* num_labels 1"):
         SETTINGS.load(folder)
 
@@ -182,7 +180,7 @@ def test_a_model_with_two_outputs_is_refused(tmp_path):
 def test_another_kind_of_classifier_is_refused(tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
-    folder = make_reward_model(tmp_path / "rm")
+    folder = save_reward_model(tmp_path / "rm")
     sizes = {
         "vocab_size": 272,
         "hidden_size": 32,
@@ -196,14 +194,14 @@ def test_another_kind_of_classifier_is_refused(tmp_path):
 
 
 def test_pickled_weights_are_refused(tmp_path):
-    folder = make_reward_model(tmp_path / "rm")
+    folder = save_reward_model(tmp_path / "rm")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no \*\.safetensors file"):
         SETTINGS.load(folder)
 
 
 def test_remote_code_is_not_run(tmp_path):
-    folder = make_reward_model(tmp_path / "rm")
+    folder = save_reward_model(tmp_path / "rm")
     config = json.loads((folder / "config.json").read_text())
     config |= {
         "model_type": "own",
@@ -221,7 +219,7 @@ def test_a_limit_above_the_models_own_is_refused(folder):
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
-    folder = make_reward_model(tmp_path / "rm", vocab_size=128, pad_token_id=0, eos_token_id=0)
+    folder = save_reward_model(tmp_path / "rm", vocab_size=128, pad_token_id=0, eos_token_id=0)
     with pytest.raises(ModelError, match=r"gives id 258, the model has 128"):
         SETTINGS.load(folder).score([conversation("q", "a")])
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import random
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,8 +11,6 @@ from pydantic import ValidationError
 
 from fusion.rows import Finish, PreferencePair, PreferenceQuadruple, SftExample, roles
 from fusion.select import RULES, Best, Drop, OnPolicyPair, PromptGroup, Quadruple, Reason, SourcePair, Split
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from scored import answers, prompt, scored
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from fusion.select import Best, Quadruple, Rule, Split
 from fusion.stage import Stage, StageContext, StageResult, run_stage
 from fusion.stages import select
 from fusion.stages.statistics import histogram
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from scored import answers, prompt, scored
 
 SPLIT = Split(sft=1, preference=2, seed=7)
