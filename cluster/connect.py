@@ -7,16 +7,14 @@ the demands of all stages are compared with the nodes before anything starts, an
 import atexit
 import logging
 import os
-import shutil
 import socket
 import sys
-import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import ray
 
+from cluster.session import SessionDirectory
 from fusion.errors import ClusterError
 from fusion.placement import Demand
 
@@ -26,8 +24,8 @@ LOGICAL_CPUS = 8
 """Logical CPUs of a Ray started here. Every actor of Ray Data holds one for its life, so a machine with
 two cores must offer more than two or pipelines hang (ray-project/ray#44687); threads are limited per process."""
 
-_own: list[str] = []
-"""Session directory of the Ray that this process started; empty while attached elsewhere."""
+_own: list[SessionDirectory] = []
+"""Directory of the Ray that this process started; empty while attached elsewhere."""
 
 _STARTED_IN = sys.path[0] if sys.path and sys.path[0] else str(Path.cwd())
 """The first place of the driver's import path; a driver may change its directory later."""
@@ -70,7 +68,7 @@ def connect(address: str | None = None, *, gpus: int | None = None) -> None:
             raise ClusterError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from None
         _quiet_ray_data()
         return
-    _own.append(tempfile.mkdtemp(prefix="fl-", dir="/tmp"))  # short: unix sockets live below it
+    _own.append(SessionDirectory())
     atexit.register(disconnect)
     ray.init(
         address="local",
@@ -78,7 +76,7 @@ def connect(address: str | None = None, *, gpus: int | None = None) -> None:
         num_gpus=gpus,
         include_dashboard=True,  # without it Ray Train logs an error about once a second
         dashboard_host="127.0.0.1",
-        _temp_dir=_own[-1],
+        _temp_dir=str(_own[-1].path),
         runtime_env=runtime_env,
         **quiet,
     )
@@ -105,15 +103,7 @@ def disconnect() -> None:
     """Leave the cluster; a Ray that was started here is ended and its directory removed."""
     ray.shutdown()
     while _own:
-        _remove(_own.pop())
-
-
-def _remove(directory: str, *, patience_s: float = 10.0) -> None:
-    """Remove a session directory; Ray's last processes may write logs into it for some seconds."""
-    deadline = time.monotonic() + patience_s
-    while Path(directory).exists():
-        shutil.rmtree(directory, ignore_errors=time.monotonic() < deadline)
-        time.sleep(0.2)
+        _own.pop().remove()
 
 
 def _python_path() -> str:

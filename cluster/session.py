@@ -1,0 +1,59 @@
+"""The directory of a Ray that a driver starts for itself, removed with it or, after a kill, by the next one.
+
+It lies below /tmp and has a short name, because Ray's unix sockets live in it and their paths may have only
+about 107 characters. Its owner holds a lock in it, which the kernel releases however the owner dies.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+LOCK = "driver.lock"
+PREFIX = "fl-"
+YOUNG_S = 60.0
+"""Age below which a directory without a living owner is left alone: its owner may be about to lock it."""
+
+
+class SessionDirectory:
+    """A new session directory, locked while this process lives.
+
+    Attributes:
+        path: where Ray is told to work.
+    """
+
+    def __init__(self, *, below: Path = Path("/tmp")) -> None:
+        """Make the directory and remove those of drivers that are dead."""
+        remove_abandoned(below)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=below))
+        self._lock = (self.path / LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self, *, patience_s: float = 10.0) -> None:
+        """Remove it; Ray's last processes may write logs into it for some seconds."""
+        deadline = time.monotonic() + patience_s
+        while self.path.exists():
+            shutil.rmtree(self.path, ignore_errors=time.monotonic() < deadline)
+            time.sleep(0.2)
+        self._lock.close()
+
+
+def remove_abandoned(below: Path) -> None:
+    """Remove our session directories whose owner is dead."""
+    for lock in below.glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(FileNotFoundError):  # another driver is removing it too
+            found = lock.stat()
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > YOUNG_S and not _locked(lock):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _locked(file: Path) -> bool:
+    with file.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
