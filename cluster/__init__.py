@@ -13,3 +13,5 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # Ray Serve LLM imports vL
 # Ray's C++ core writes to the driver's screen, among it one "E" line per actor pool that restarts its actors, which
 # is what we ask for. Set it to `info` to see everything.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Logical CPUs let more processes start than there are cores, which is what we ask for too; Ray would warn each time.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started on node")

@@ -82,7 +82,8 @@ class _Builder:
         graph.models["sft"] = self._sft("sft", recipe.sft, self.given["target"], graph.selections["sft"])
         own = None
         if any(arm.select.needs_own for arm in recipe.arms.values()):
-            answers = self._generate("sft", "sft", training, (recipe.sampling,), recipe.target.chat, side="preference")
+            target = recipe.target
+            answers = self._generate("sft", "sft", training, (target.sampling,), target.chat, side="preference")
             own = self._score("sft", training, answers)
         for name, arm in recipe.arms.items():
             self._arm(name, arm, training, sources, own)

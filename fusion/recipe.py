@@ -45,6 +45,13 @@ class Source(ModelSpec):
     """Merged over the recipe's `sampling`: state only what differs."""
 
 
+class Target(ModelSpec):
+    """The small model that is trained."""
+
+    sampling: Decoding
+    """How its SFT form answers for the preference stage; merged over the recipe's `sampling` too."""
+
+
 class SftBlock(TrainConfig):
     """Stage one: supervised fine-tuning of the target on the best source responses."""
 
@@ -118,14 +125,14 @@ class Recipe(Config):
     """Seed of split, ties, sampling, training order and bootstrap wherever they do not state their own."""
     root: Path = Path("runs")
     """Directory of artifacts and results; shared storage on a cluster."""
-    target: ModelSpec
+    target: Target
     """The small model that is trained."""
     sources: dict[Name, Source] = Field(min_length=1)
     """The models to learn from, by name."""
     prompts: tuple[PromptSet, ...] = Field(min_length=1)
     """Training prompts."""
     sampling: Decoding
-    """How sources answer, and the SFT model when it answers for the preference stage."""
+    """How sources answer, and the SFT model for the preference stage, where they do not state their own."""
     dtype: Precision = "bfloat16"
     """Precision of generation."""
     max_model_len: int | None = Field(default=None, ge=1)
@@ -198,23 +205,27 @@ class Recipe(Config):
 
 
 def _spread(data: dict[str, Any]) -> dict[str, Any]:
-    """Fill what blocks inherit: the recipe's seed, and its sampling under each source's own."""
+    """Fill what blocks inherit: the recipe's seed, and its sampling under that of the target and each source."""
     data = dict(data)
     seed = data.get("seed", Recipe.model_fields["seed"].default)
     if isinstance(data.get("split"), dict):
         data["split"] = {"seed": seed, **data["split"]}
-    if isinstance(data.get("sampling"), dict) and isinstance(data.get("sources"), dict):
-        data["sources"] = {
-            name: {**source, "sampling": {**data["sampling"], **(source.get("sampling") or {})}}
-            if isinstance(source, dict) and isinstance(source.get("sampling") or {}, dict)
-            else source
-            for name, source in data["sources"].items()
-        }
+    if isinstance(sampling := data.get("sampling"), dict):
+        if "target" in data:
+            data["target"] = _spread_sampling(data["target"], sampling)
+        if isinstance(data.get("sources"), dict):
+            data["sources"] = {name: _spread_sampling(source, sampling) for name, source in data["sources"].items()}
     if isinstance(data.get("sft"), dict):
         data["sft"] = _spread_training({"loss": {"type": "sft"}, **data["sft"]}, seed)
     if isinstance(data.get("arms"), dict):
         data["arms"] = {n: _spread_training(a, seed) if isinstance(a, dict) else a for n, a in data["arms"].items()}
     return data
+
+
+def _spread_sampling(model: Any, sampling: dict[str, Any]) -> Any:
+    if not isinstance(model, dict) or not isinstance(model.get("sampling") or {}, dict):
+        return model  # validation names what is wrong with it
+    return {**model, "sampling": {**sampling, **(model.get("sampling") or {})}}
 
 
 def _spread_training(block: dict[str, Any], seed: Any) -> dict[str, Any]:

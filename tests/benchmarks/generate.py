@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--chunk-rows", type=int, default=128)
     parser.add_argument("--concurrent-chunks", type=int, default=GeneratePlacement().concurrent_chunks)
+    parser.add_argument("--cpus", type=float, default=1, help="CPUs and OpenMP threads of an engine")
     options = parser.parse_args()
 
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", RAY_DATA_DISABLE_PROGRESS_BARS="1")
@@ -119,7 +120,7 @@ def measure(options: argparse.Namespace, root: Path) -> None:
     model = options.model or save_chat_model(root / "model", hidden_size=options.hidden_size, max_length=longest + 128)
     placement = GeneratePlacement(
         accelerator=options.device, max_num_seqs=options.max_num_seqs, chunk_rows=options.chunk_rows,
-        concurrent_chunks=options.concurrent_chunks, kv_cache_gib=1.0, gpu_memory_share=0.45,
+        concurrent_chunks=options.concurrent_chunks, cpus=options.cpus, kv_cache_gib=1.0, gpu_memory_share=0.45,
     )  # fmt: skip
     prompt_ids = [f"p{i}" for i in range(options.rows // NUM_LENGTHS)]
     generate_world.DECODINGS = decodings
@@ -127,6 +128,7 @@ def measure(options: argparse.Namespace, root: Path) -> None:
     settings = EngineSettings(
         folder=model, dtype="float32", seed=SEED, max_num_seqs=placement.max_num_seqs,
         kv_cache_gib=placement.kv_cache_gib, gpu_memory_share=placement.gpu_memory_share,
+        cpu_threads=int(placement.cpus),
     )  # fmt: skip
     raw = ray.remote(RawEngine).options(**engine_resources(placement)).remote(settings, decodings, prompt_ids)
     results: dict[str, list[tuple[int, float]]] = {"raw": [], "stage": []}

@@ -41,6 +41,9 @@ def test_blocks_inherit_seed_and_sampling(tmp_path):
     recipe = load(tmp_path, {"seed": 7})
     assert recipe.sources["s"].sampling.temperature == 0.7
     assert recipe.sources["s"].sampling.num_samples == 5
+    assert recipe.target.sampling == recipe.sampling
+    own = load(tmp_path, {"target": {"sampling": {"num_samples": 8}}}).target.sampling
+    assert (own.num_samples, own.temperature) == (8, 0.8)
     assert (recipe.split.seed, recipe.sft.seed, recipe.arms["wrpo"].select.seed) == (7, 7, 7)
 
 
