@@ -170,7 +170,7 @@ def engine_arguments(settings: EngineSettings, *, on_cpu: bool) -> dict[str, Any
 
 
 def prepare(settings: EngineSettings) -> bool:
-    """Set this process up for an engine before vLLM is imported, and return whether it will run on CPUs.
+    """Set this process up for an engine that the calling thread will start and step; return whether it runs on CPUs.
 
     vLLM's build decides that, not Ray's resources: a local cluster may have GPUs in its books only.
     """
@@ -180,7 +180,10 @@ def prepare(settings: EngineSettings) -> bool:
 
     on_cpu = current_platform.is_cpu()
     if on_cpu:
+        import torch
+
         os.environ.update(_CPU_ENVIRONMENT, OMP_NUM_THREADS=str(settings.cpu_threads))
+        torch.set_num_threads(settings.cpu_threads)  # OpenMP has read its environment long ago
     return on_cpu
 
 
