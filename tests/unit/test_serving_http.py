@@ -5,112 +5,18 @@ The engines here are scripts; real ones are in tests/e2e/test_serve.py.
 
 import asyncio
 import json
-import math
 import pickle
 
 import pytest
-from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from fusion.errors import ModelError
+from scripted_service import LIMITS, USER, ScriptedChat, client, refused
 from serving.app import build_app
-from serving.backends import Delta, SampledToken, Scored
 from serving.body import parse_json
-from serving.config import Limits, ServeConfig
+from serving.config import ServeConfig
 from serving.errors import ApiError
-from serving.schemas import ChatCompletionRequest, ErrorEnvelope, ModelCard
-
-USER = [{"role": "user", "content": "hi"}]
-LIMITS = Limits(chat_body_bytes=4096, rewards_body_bytes=4096, max_reward_items=4, max_tokens=40, deadline_s=2)
-
-
-def card(name, kind):
-    return ModelCard(
-        id=name,
-        created=1,
-        kind=kind,
-        revision="r1",
-        max_tokens=64,
-        dtype="float32",
-        template_sha256="t",
-        determinism="d",
-    )
-
-
-class ScriptedChat:
-    """Answers with the letters of `script`, one piece per letter."""
-
-    def __init__(self, script="abc", *, fails=None, delay_s=0.0):
-        self.card = card("chat", "chat")
-        self.stop_token_ids = (2,)
-        self.script, self.fails, self.delay_s = script, fails, delay_s
-        self.asked, self.closed = [], 0
-
-    def encode(self, messages):
-        if "unrenderable" in messages[-1].content:
-            raise ValueError("the template refuses it")
-        return [1] * sum(len(message.content) for message in messages)
-
-    def token_text(self, token_id):
-        return "\ufffd" if token_id > 255 else chr(token_id)
-
-    async def generate(self, generation):
-        self.asked.append(generation)
-        try:
-            for place, letter in enumerate(self.script[: generation.max_tokens]):
-                await asyncio.sleep(self.delay_s)
-                if self.fails == place:
-                    raise ApiError("backend_unavailable", "the engine failed")
-                tokens = ()
-                if generation.num_logprobs is not None:
-                    tokens = (SampledToken(ord(letter), -0.5, ((ord(letter), -0.5), (300, -math.inf))),)
-                last = place + 1 == min(len(self.script), generation.max_tokens)
-                reason = ("stop" if last and place + 1 == len(self.script) else "length") if last else None
-                yield [Delta(i, letter, 1, reason, tokens) for i in range(generation.n)]
-        finally:
-            self.closed += 1
-
-
-class ScriptedReward:
-    """Scores a conversation with the length of its response; some responses have their own fate."""
-
-    def __init__(self):
-        self.card = card("rm", "reward")
-        self.calls = []
-
-    async def score(self, conversations, *, truncation):
-        self.calls.append((conversations, truncation))
-        fates = {
-            "nan": Scored(math.nan, 3),
-            "long": Scored(None, 99, error_code="context_length_exceeded", error_message="99 tokens > 64"),
-            "broken": Scored(None, 0, error_code="backend_error", error_message="out of memory"),
-        }
-        return [
-            fates.get(c[-1].content, Scored(float(len(c[-1].content)), 5, objectives={"length": 1.0}))
-            for c in conversations
-        ]
-
-
-def client(chat=None, reward=None, *, limits=LIMITS, awaited=None):
-    app = build_app(
-        chats={"chat": chat or ScriptedChat()},
-        rewards={"rm": reward or ScriptedReward()},
-        limits=limits,
-        not_ready=lambda: awaited,
-    )
-    return TestClient(app, raise_server_exceptions=False)
-
-
-def refused(answer, status, code, param=None):
-    """Check that an answer is the envelope with this status and code, and return its message."""
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
-    error = ErrorEnvelope.model_validate(answer.json()).error
-    assert answer.headers["x-request-id"]
-    assert ("retry-after" in answer.headers) == (status in (429, 503))
-    if param is not None:
-        assert error.param == param
-    return error.message
-
+from serving.schemas import ChatCompletionRequest
 
 CHAT = {"model": "chat", "messages": USER}
 DEEP = '{"model": "chat", "messages": ' + "[" * 100 + "]" * 100 + "}"
@@ -387,96 +293,6 @@ def test_a_crash_is_an_envelope_without_a_traceback():
 
     answer = client(Crashing()).post("/v1/chat/completions", json=CHAT)
     assert "secret" not in refused(answer, 500, "internal_error")
-
-
-# ---- rewards ----------------------------------------------------------------------------------
-
-GOOD = {"prompt": "2+2?", "response": "four"}
-
-
-def rewards(*items, reward=None, **fields):
-    return client(reward=reward).post("/v1/rewards", json={"model": "rm", "input": list(items), **fields})
-
-
-@pytest.mark.parametrize(
-    ("items", "fields", "status", "code", "param"),
-    [
-        ([], {}, 400, "invalid_request", "input"),
-        ([GOOD] * 5, {}, 413, "too_many_items", "input"),
-        ([{"prompt": "a", "responses": ["b"] * 5}], {}, 413, "too_many_items", "input"),
-        ([{}], {}, 400, "invalid_request", "input[0]"),
-        ([{"prompt": "a"}], {}, 400, "invalid_request", "input[0]"),
-        ([{"response": "a"}], {}, 400, "invalid_request", "input[0]"),
-        ([{"prompt": "a", "response": "b", "responses": ["c"]}], {}, 400, "invalid_request", "input[0]"),
-        ([GOOD, {**GOOD, "messages": USER}], {}, 400, "invalid_request", "input[1]"),
-        ([{"prompt": "a", "responses": []}], {}, 400, "invalid_request", "input[0].responses"),
-        ([{"prompt": "a", "responses": [3]}], {}, 400, "invalid_request", "input[0].responses[0]"),
-        ([{"prompt": 1, "response": "b"}], {}, 400, "invalid_request", "input[0].prompt"),
-        ([{**GOOD, "id": 3}], {}, 400, "invalid_request", "input[0].id"),
-        ([{**GOOD, "id": "x" * 129}], {}, 400, "invalid_request", "input[0].id"),
-        ([{**GOOD, "id": ""}], {}, 400, "invalid_request", "input[0].id"),
-        ([{**GOOD, "id": "x"}, {**GOOD, "id": "x"}], {}, 400, "invalid_request", "input[0].id"),
-        ([{**GOOD, "weight": 1}], {}, 400, "unknown_field", "input[0].weight"),
-        ([GOOD], {"truncation": "middle"}, 400, "invalid_request", "truncation"),
-        ([GOOD], {"on_error": "ignore"}, 400, "invalid_request", "on_error"),
-        ([GOOD], {"return": ["logits"]}, 400, "invalid_request", "return[0]"),
-        ([GOOD], {"return_": ["objectives"]}, 400, "unknown_field", "return_"),
-        ([GOOD], {"model": "none"}, 404, "model_not_found", "model"),
-        ([GOOD], {"model": "chat"}, 400, "invalid_request", "model"),
-        ([{**GOOD, "response": ""}], {"on_error": "fail"}, 400, "empty_response", "input[0]"),
-        ([GOOD, {**GOOD, "response": "long"}], {"on_error": "fail"}, 400, "context_length_exceeded", "input[1]"),
-        ([GOOD, {**GOOD, "response": "nan"}], {"on_error": "fail"}, 500, "non_finite_score", "input[1]"),
-        ([{**GOOD, "response": "broken"}] * 2, {}, 503, "backend_unavailable", None),
-    ],
-    ids=lambda value: repr(value)[:60],
-)
-def test_scoring_requests_that_are_refused(items, fields, status, code, param):
-    refused(rewards(*items, **fields), status, code, param)
-
-
-def test_scores_in_order_and_each_error_with_its_item():
-    reward = ScriptedReward()
-    answer = rewards(
-        {"id": "a", "messages": [*USER, {"role": "assistant", "content": "four"}]},
-        {"id": "b", "prompt": "q", "responses": ["nan", ""]},
-        {"prompt": "q", "response": "long"},
-        reward=reward,
-        truncation="left",
-    )
-    body = answer.json()
-    assert [(r["index"], r.get("response_index"), r["id"], r["status"], r["score"]) for r in body["results"]] == [
-        (0, None, "a", "ok", 4.0),
-        (1, 0, "b", "error", None),
-        (1, 1, "b", "error", None),
-        (2, None, None, "error", None),
-    ]
-    assert [(r["error"]["code"], r["error"]["param"]) for r in body["results"][1:]] == [
-        ("non_finite_score", "input[1].responses[0]"),
-        ("empty_response", "input[1].responses[1]"),
-        ("context_length_exceeded", "input[2]"),
-    ]
-    assert "error" not in body["results"][0]
-    assert body["summary"] == {"ok": 1, "error": 3}
-    assert body["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
-    assert (body["model_revision"], body["scorer"]["dtype"]) == ("r1", "float32")
-    ((conversations, truncation),) = reward.calls
-    assert (len(conversations), truncation) == (3, "left")
-
-
-def test_a_conversation_that_does_not_end_with_the_assistant_has_its_own_error():
-    results = rewards({"messages": USER}, GOOD).json()["results"]
-    assert [r["status"] for r in results] == ["error", "ok"]
-    assert results[0]["error"]["code"] == "invalid_roles"
-
-
-def test_empty_responses_sigmoid_and_objectives_when_asked_for():
-    results = rewards(
-        {**GOOD, "response": ""}, GOOD, allow_empty=True, normalize="sigmoid", **{"return": ["objectives"]}
-    ).json()["results"]
-    assert results[0]["score"] == 0.5
-    assert math.isclose(results[1]["score"], 1 / (1 + math.exp(-4)))
-    assert results[1]["objectives"] == {"length": 1.0}
-    assert rewards(GOOD).json()["results"][0]["objectives"] is None
 
 
 # ---- values -----------------------------------------------------------------------------------
