@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from fusion.lease import is_locked
+
 LOCK = "driver.lock"
 PREFIX = "fl-"
 YOUNG_S = 60.0
@@ -46,14 +48,5 @@ def remove_abandoned(below: Path) -> None:
     for lock in below.glob(f"{PREFIX}*/{LOCK}"):
         with contextlib.suppress(FileNotFoundError):  # another driver is removing it too
             found = lock.stat()
-            if found.st_uid == os.getuid() and time.time() - found.st_mtime > YOUNG_S and not _locked(lock):
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > YOUNG_S and not is_locked(lock):
                 shutil.rmtree(lock.parent, ignore_errors=True)
-
-
-def _locked(file: Path) -> bool:
-    with file.open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

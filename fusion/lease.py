@@ -5,6 +5,7 @@ know. Data stages need none: their parts are atomic and equal in meaning.
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -51,6 +52,18 @@ def hold(path: Path, resume_command: str) -> Iterator[None]:
         yield
     finally:
         file.unlink(missing_ok=True)
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a living process, this one or another, holds the kernel's lock (flock) on `file`; no file, no lock."""
+    try:
+        with file.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _read_lease(file: Path) -> dict[str, Any] | None:

@@ -32,24 +32,12 @@ RESERVED = ("target", "sft")
 
 
 class ModelSpec(ModelRef):
-    """A model and how conversations are rendered for it."""
+    """A model that answers: a source that the target learns from, or the target itself once it has had its SFT."""
 
     chat: ChatConfig = ChatConfig()
     """System prompt, pinned date, template override and further stop tokens."""
-
-
-class Source(ModelSpec):
-    """A model that answers prompts for the target to learn from."""
-
     sampling: Decoding
     """Merged over the recipe's `sampling`: state only what differs."""
-
-
-class Target(ModelSpec):
-    """The small model that is trained."""
-
-    sampling: Decoding
-    """How its SFT form answers for the preference stage; merged over the recipe's `sampling` too."""
 
 
 class SftBlock(TrainConfig):
@@ -125,9 +113,9 @@ class Recipe(Config):
     """Seed of split, ties, sampling, training order and bootstrap wherever they do not state their own."""
     root: Path = Path("runs")
     """Directory of artifacts and results; shared storage on a cluster."""
-    target: Target
+    target: ModelSpec
     """The small model that is trained."""
-    sources: dict[Name, Source] = Field(min_length=1)
+    sources: dict[Name, ModelSpec] = Field(min_length=1)
     """The models to learn from, by name."""
     prompts: tuple[PromptSet, ...] = Field(min_length=1)
     """Training prompts."""

@@ -77,18 +77,15 @@ def submit_recipe(
 def hand_over(client, submission: str, command: str, root: Path) -> None:
     """Submit; wait for a head node whose jobs service answers before its job agent has started."""
     deadline = time.monotonic() + AGENT_WAIT_S
+    runtime_env = {"working_dir": str(root), "excludes": _ignored(root)}
     while True:
         try:
-            client.submit_job(
-                entrypoint=command,
-                submission_id=submission,
-                runtime_env={"working_dir": str(root), "excludes": _ignored(root)},
-            )
+            client.submit_job(entrypoint=command, submission_id=submission, runtime_env=runtime_env)
             return
         except RuntimeError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
             if NO_AGENT not in str(error):
-                raise ClusterError(f"the Ray Jobs service refused {submission}: {lines[-1]}") from None
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                raise ClusterError(f"the Ray Jobs service refused {submission}: {reason}") from None
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"the head node has had no job agent for {AGENT_WAIT_S:.0f} s, so {submission} was not taken; "

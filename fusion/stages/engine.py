@@ -86,14 +86,17 @@ class Results:
         self._lock = threading.Lock()
         self._all = threading.Event()
         self._given: list[Sampled] = []
-        self.missing = 0
-        """Rows that are expected and have not been taken yet; the caller's own count."""
         self._outstanding = 0
+
+    @property
+    def missing(self) -> int:
+        """Number of rows that are expected and have not been taken yet."""
+        with self._lock:
+            return self._outstanding + len(self._given)
 
     def expect(self, rows: int) -> None:
         """Say that so many more rows are about to be handed to the engine."""
         with self._lock:
-            self.missing += rows
             self._outstanding += rows
             if self._outstanding:
                 self._all.clear()
@@ -110,7 +113,6 @@ class Results:
         self._all.wait(timeout)
         with self._lock:
             taken, self._given = self._given, []
-        self.missing -= len(taken)
         return taken
 
 

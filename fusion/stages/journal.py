@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fusion.artifact import fsync
+from fusion.lease import is_locked
 
 FOLDER = "journal"
 MAX_CRASHES = 3
@@ -106,13 +107,13 @@ class Attempt:
 def discard(directory: Path, chunk: int) -> None:
     """Remove all attempts at a chunk that nobody is working on any more."""
     for file in _files(directory / FOLDER, chunk):
-        if not _alive(file):
+        if not is_locked(file):
             file.unlink(missing_ok=True)
 
 
 def remove_torn(directory: Path, chunk: int) -> None:
     """Remove half-written files of dead attempts at a chunk, if no living one could be writing them."""
-    if not any(_alive(file) for file in _files(directory / FOLDER, chunk)):
+    if not any(is_locked(file) for file in _files(directory / FOLDER, chunk)):
         for file in directory.glob(f".part-{chunk:05d}.*.tmp"):
             file.unlink(missing_ok=True)
 
@@ -123,7 +124,7 @@ def read_past(directory: Path, chunk: int, *, run: str) -> Past:
     dead: list[tuple[str, set[int]]] = []
     last_words = ""
     for file in sorted(_files(directory / FOLDER, chunk), key=_number):
-        alive = _alive(file)
+        alive = is_locked(file)
         owner, begun, ended = "", set(), False
         for line in _lines(file):
             owner = line.get("run", owner)
@@ -207,7 +208,7 @@ def remove_journal(directory: Path) -> None:
     if not folder.is_dir():
         return
     files = list(folder.iterdir())
-    if any(_alive(file) for file in files if file.suffix == ".jsonl"):
+    if any(is_locked(file) for file in files if file.suffix == ".jsonl"):
         return
     for file in files:
         file.unlink(missing_ok=True)
@@ -221,17 +222,6 @@ def _files(folder: Path, chunk: int) -> list[Path]:
 
 def _number(file: Path) -> int:
     return int(file.name.split(".")[1])
-
-
-def _alive(file: Path) -> bool:
-    try:
-        with file.open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

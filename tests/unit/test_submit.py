@@ -45,3 +45,8 @@ def test_another_refusal_is_told_at_once_by_its_last_line(tmp_path: Path):
     with pytest.raises(ClusterError, match=r"refused demo-a1: ValueError: runtime_env is too large$"):
         submit.hand_over(service, "demo-a1", "python", tmp_path)
     assert service.refusals == [NO_AGENT]
+
+
+def test_a_refusal_without_a_text_is_told_by_its_type(tmp_path: Path):
+    with pytest.raises(ClusterError, match=r"refused demo-a1: RuntimeError$"):
+        submit.hand_over(Service(""), "demo-a1", "python", tmp_path)
