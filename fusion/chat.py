@@ -18,6 +18,7 @@ import hashlib
 import json
 import os.path
 import re
+import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ class ChatConfig(Config):
         return value
 
 
+_FIRST_IMPORT = threading.Lock()
 _DEFAULT = ChatConfig()
 
 
@@ -214,8 +216,10 @@ class Chat:
         Raises:
             ModelError: tokenizer or template are missing or unusable; the text names the file.
         """
-        # transformers takes seconds to import, and reading a recipe needs only ChatConfig.
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        # transformers takes seconds to import, and reading a recipe needs only ChatConfig. Its lazy module breaks when two
+        # threads import it for the first time at once, as stages side by side do.
+        with _FIRST_IMPORT:
+            from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():

@@ -57,10 +57,10 @@ class Arm(TrainConfig):
 
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
-        if self.loss.row_type is not self.select.row_type:
+        if self.select.row_type not in self.loss.row_types:
             raise ValueError(
                 f"select {self.select.type} makes {self.select.row_type.__name__} rows but loss {self.loss.type} reads "
-                f"{self.loss.row_type.__name__}; choose a rule and a loss that fit"
+                f"{' or '.join(t.__name__ for t in self.loss.row_types)}; choose a rule and a loss that fit"
             )
         return self
 
@@ -157,7 +157,7 @@ class Recipe(Config):
                 )
         if self.sft.loss.type != "sft":
             raise ValueError(f"sft.loss must be of type sft, not {self.sft.loss.type}")
-        if self.sft.select.row_type is not SftLoss.row_type:
+        if self.sft.select.row_type not in SftLoss.row_types:
             raise ValueError(
                 f"sft.select {self.sft.select.type} makes {self.sft.select.row_type.__name__} rows, not SftExample"
             )
@@ -275,10 +275,13 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lay `over` on `base`: maps merge, everything else, and maps of another `type`, is replaced whole."""
+    """Lay `over` on `base`: maps merge, everything else, and maps of another `type` or objective, is replaced whole."""
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
+    objective = base.get("objective", "dpo")  # what a WRPO loss that states none is over
     if "type" in over and over["type"] != base.get("type", over["type"]):
+        return over
+    if "type" in over and over.get("objective", objective) != objective:
         return over
     return {**base, **{k: merge(base[k], v) if k in base else v for k, v in over.items()}}
 
@@ -335,7 +338,7 @@ def _where(data: Any, location: tuple[int | str, ...]) -> str:
     """Spell a pydantic location as people wrote it: union tags, which stand in no file, are left out."""
     shown = []
     for item in location:
-        if isinstance(data, dict) and item not in data and item == data.get("type"):
+        if isinstance(data, dict) and item not in data and item in (data.get("type"), data.get("objective", "dpo")):
             continue
         shown.append(f"[{item}]" if isinstance(item, int) else f".{item}" if shown else str(item))
         if isinstance(data, dict):

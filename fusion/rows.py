@@ -172,14 +172,77 @@ class PreferenceQuadruple:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PreferenceSet:
+    """(x, {y_ws}, y_wt, {y_ls}, y_l): WRPO with several source answers, and source answers to avoid.
+
+    Example: the best answers of two sources, one answer of a source that is to be avoided, and the target's best and
+    worst: `PreferenceSet(prompt, (a, b), own_best, (c,), own_worst)`. With one `source_chosen` and no
+    `source_rejected` it says what a `PreferenceQuadruple` says.
+    """
+
+    prompt: Prompt
+    source_chosen: tuple[ScoredResponse, ...]
+    """One or more."""
+    target_chosen: ScoredResponse
+    source_rejected: tuple[ScoredResponse, ...]
+    """None or more."""
+    rejected: ScoredResponse
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        sources = (*self.source_chosen, *self.source_rejected)
+        _check_answers(self.prompt, *sources, self.target_chosen, self.rejected)
+        _check_order(self.prompt, self.target_chosen, self.rejected)
+        if not self.source_chosen:
+            raise ValueError(f"row {self.row_id}: source_chosen is empty; at least one source answer is needed")
+        own = self.target_chosen.response.model
+        if own != self.rejected.response.model:
+            raise ValueError(
+                f"row {self.row_id}: target_chosen is of {own} but rejected of {self.rejected.response.model}; "
+                "both must be the target's own samples"
+            )
+        if own in (scored.response.model for scored in sources):
+            raise ValueError(f"row {self.row_id}: a source answer is of {own}, the target itself")
+        best, worst = self.source_chosen, self.source_rejected
+        if worst and not min(s.score for s in best) > max(s.score for s in worst):
+            raise ValueError(f"row {self.row_id}: a source_chosen score is not above every source_rejected score")
+
+    @property
+    def row_id(self) -> str:
+        return self.prompt.prompt_id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResponseGroup:
+    """Several scored answers to one prompt, compared with each other: the rows of RLOO.
+
+    Example: the five samples of one source, `ResponseGroup(prompt, samples)`.
+    """
+
+    prompt: Prompt
+    responses: tuple[ScoredResponse, ...]
+    """Two or more."""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_answers(self.prompt, *self.responses)
+        if len(self.responses) < 2:
+            raise ValueError(f"row {self.row_id}: {len(self.responses)} responses; a group needs at least two")
+
+    @property
+    def row_id(self) -> str:
+        return self.prompt.prompt_id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReferenceLogps:
-    """Log-probabilities of one training row under the reference model, one sum per role (nats)."""
+    """Log-probabilities of one training row under the reference model, one sum per response (nats)."""
 
     row_id: str
-    logps: dict[str, float]
-    """role -> sum over response tokens of log pi_ref(token)."""
-    num_tokens: dict[str, int]
-    """role -> number of response tokens summed."""
+    logps: dict[str, tuple[float, ...]]
+    """role -> per response of that role, the sum over its tokens of log pi_ref(token)."""
+    num_tokens: dict[str, tuple[int, ...]]
+    """role -> per response, the number of tokens summed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,7 +260,7 @@ class EvaluationItem:
     """Named parts of the score; `exact` where the scorer has it."""
 
 
-TRAINING_ROWS = (SftExample, PreferencePair, PreferenceQuadruple)
+TRAINING_ROWS = (SftExample, PreferencePair, PreferenceQuadruple, PreferenceSet, ResponseGroup)
 
 
 def roles(row_type: type) -> tuple[str, ...]:
@@ -207,6 +270,19 @@ def roles(row_type: type) -> tuple[str, ...]:
     """
     assert row_type in TRAINING_ROWS, row_type
     return tuple(f.name for f in dataclasses.fields(row_type) if f.name not in ("prompt", "weight"))
+
+
+@cache
+def group_roles(row_type: type) -> frozenset[str]:
+    """Return the roles that hold any number of responses. Example: `group_roles(ResponseGroup) == {"responses"}`."""
+    hints = typing.get_type_hints(row_type)
+    return frozenset(role for role in roles(row_type) if typing.get_origin(hints[role]) is tuple)
+
+
+def responses_of(row: Any, role: str) -> tuple[ScoredResponse, ...]:
+    """Return the responses that a training row has in a role: one, or as many as a group role holds."""
+    held = getattr(row, role)
+    return held if isinstance(held, tuple) else (held,)
 
 
 def _check_answers(prompt: Prompt, *responses: ScoredResponse) -> None:

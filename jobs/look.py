@@ -95,7 +95,7 @@ def _print_fields(
 ) -> None:
     for name, field in node.get("properties", {}).items():
         if "const" in field:
-            continue  # the `type` of a union's member, printed above its fields
+            continue  # what tells a union's member from others, printed above its fields
         default = f" = {json.dumps(field['default'])}" if "default" in field else ""
         default = default if len(default) < 60 else ""
         required = " (required)" if name in node.get("required", []) else ""
@@ -107,9 +107,9 @@ def _print_fields(
             title = inner.get("title", "")
             if title in above:
                 continue
-            kind = inner.get("properties", {}).get("type", {}).get("const")
-            if kind:
-                console.print(f"{'  ' * (depth + 1)}type: {kind}", highlight=False)
+            fixed = {name: inner.get("properties", {}).get(name, {}).get("const") for name in ("type", "objective")}
+            if kind := ", ".join(f"{name}: {value}" for name, value in fixed.items() if value):
+                console.print(f"{'  ' * (depth + 1)}{kind}", highlight=False)
             _print_fields(inner, defs, console, depth=depth + 1, above=(*above, title))
 
 

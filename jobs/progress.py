@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
@@ -56,7 +58,8 @@ class Display:
             task = self._tasks.pop(done.stage.label, None)
             if task is not None:
                 self._bars.remove_task(task)
-            self.console.print(stage_line(done), highlight=False, markup=False)
+            for line in (stage_line(done), *training_lines(done.artifact.manifest.notes)):
+                self.console.print(line, highlight=False, markup=False)
 
     def _bar(self, progress: Progress) -> None:
         task = self._tasks.get(progress.label)
@@ -72,6 +75,24 @@ def stage_line(done: Done) -> str:
     reasons = ", ".join(f"{r} {n}" for r, n in sorted(manifest.quarantined.items(), key=lambda i: -i[1]))
     how = "hit " if done.hit else "done"
     return f"{how} {done.seconds:7.1f}s  {done.stage.label:<34} {rows}{f' ({reasons})' if reasons else ''}"
+
+
+def training_lines(notes: Mapping[str, Any]) -> list[str]:
+    """Return what people must know of a training: rows held out, memory, warnings and alarms; nothing for others."""
+    lines = []
+    if notes.get("held_out_rows"):
+        kept = f"weights of step {notes['kept_step']} of {notes['steps']} kept"
+        lines.append(f"{notes['held_out_rows']} of the rows out were held out of training; {kept}")
+    if "memory" in notes:
+        estimated, measured = notes["memory"]["estimated"]["total"], notes["memory"]["measured"]
+        lines.append(f"memory per worker: {_gib(measured)} measured, {_gib(estimated)} estimated")
+    for kind in ("warnings", "alarms"):
+        lines += [f"{kind[:-1]} at step {n['step']}: {n['text']}" for n in notes.get(kind, [])]
+    return [f"     {line}" for line in lines]
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
 def _rates(progress: Progress) -> str:

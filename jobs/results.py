@@ -45,16 +45,19 @@ def write_results(graph: Graph, done: Sequence[Done], *, total_seconds: float, c
 def _material(graph: Graph, done: Sequence[Done]) -> dict[str, Any]:
     """Notes and curves that the report draws, from the artifacts of this run."""
     by_stage = {id(d.stage): d.artifact for d in done}
-    curves = {}
+    curves, notices = {}, {}
     for name, node in graph.models.items():
         artifact = by_stage.get(id(node))
         if artifact is not None and (artifact.path / "metrics.jsonl").exists():
             lines = (artifact.path / "metrics.jsonl").read_text().splitlines()
             curves[name] = [json.loads(line) for line in lines]
+            notes = artifact.manifest.notes
+            notices[name] = [*notes.get("alarms", []), *notes.get("warnings", [])]
     return {
         "selections": {name: by_stage[id(stage)].manifest.notes for name, stage in graph.selections.items()},
         "scores": {d.stage.slug: d.artifact.manifest.notes for d in done if d.stage.kind == "score"},
         "curves": curves,
+        "notices": notices,
     }
 
 

@@ -1,19 +1,18 @@
-"""What every loss takes and gives: log-probabilities per role in, one loss per row out; and schedules of alpha.
+"""What every loss takes and gives: log-probabilities per role in, one loss per row out.
 
-The one idea: a loss sees a row only as one summed log-probability per role. Everything here keeps the
-shape `(B,)`, so that no row can meet another one by broadcasting (two of the published trainers compare
-`(B,)` with `(B, 1)` and report accuracies across rows).
+The one idea: a loss sees a row only as one summed log-probability per response. A role with one response per row
+has the shape `(B,)`, a role with several `(B, K)`, and what a loss returns is `(B,)`, so that no row can meet another
+one by broadcasting (two of the published trainers compare `(B,)` with `(B, 1)` and report accuracies across rows).
 
-Legend: B = rows of a batch; `_B` marks tensors of that shape; values are in nats.
+Legend: B = rows of a batch, K = most responses that a row of the batch has in a group role (rows with fewer are
+filled with responses of 0 tokens and log-probability 0); values are in nats.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import BeforeValidator, ConfigDict, Field
+from typing import TYPE_CHECKING, ClassVar
 
 from fusion.config import Config
 
@@ -23,24 +22,51 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SequenceLogps:
-    """Per role, the log-probability of each row's response and its number of tokens.
+    """Per role, the log-probability of each row's responses and their numbers of tokens.
 
-    Example: a batch of two pairs has `logps["chosen"]` of shape (2,) and `logps["rejected"]` of shape (2,).
+    Example: a batch of two pairs has `logps["chosen"]` of shape (2,) and `logps["rejected"]` of shape (2,); a batch of
+    two groups with 3 and 5 responses has `logps["responses"]` of shape (2, 5), whose first row ends in two zeros.
     """
 
     logps: Mapping[str, torch.Tensor]
-    """role -> (B,) sums over response tokens of log pi(token | everything before it), float."""
+    """role -> (B,) or (B, K) sums over response tokens of log pi(token | everything before it), float."""
     num_tokens: Mapping[str, torch.Tensor]
-    """role -> (B,) number of response tokens summed."""
+    """role -> (B,) or (B, K) number of response tokens summed; 0 = the row has no such response."""
 
     def __post_init__(self) -> None:
         assert self.logps, "no role"
         assert self.logps.keys() == self.num_tokens.keys(), (set(self.logps), set(self.num_tokens))
-        shapes = {tuple(t.shape) for t in (*self.logps.values(), *self.num_tokens.values())}
-        assert len(shapes) == 1 and len(next(iter(shapes))) == 1, f"all roles must be (B,), got {sorted(shapes)}"
+        for role, values in self.logps.items():
+            assert values.shape == self.num_tokens[role].shape and values.dim() in (1, 2), (
+                f"{role} must be (B,) or (B, K), got {tuple(values.shape)} and {tuple(self.num_tokens[role].shape)}"
+            )
+        rows = {len(t) for t in self.logps.values()}
+        assert len(rows) == 1, f"all roles must have the same rows, got {sorted(rows)}"
 
     def __getitem__(self, role: str) -> torch.Tensor:
         return self.logps[role]
+
+    def rows(self, start: int, stop: int) -> SequenceLogps:
+        """Return the rows `start` to `stop` (exclusive)."""
+        return SequenceLogps(
+            {role: values[start:stop] for role, values in self.logps.items()},
+            {role: values[start:stop] for role, values in self.num_tokens.items()},
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LossInputs:
+    """Everything that a loss may look at."""
+
+    policy: SequenceLogps
+    reference: SequenceLogps | None
+    """Of the frozen start of the training; None where the loss needs none."""
+    scores: Mapping[str, torch.Tensor]
+    """role -> (B,) or (B, K) what the scorer gave to each response; 0 where a row has no such response."""
+    step: int
+    """Optimizer steps done before this one."""
+    total_steps: int
+    """Optimizer steps of the whole training."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,94 +79,52 @@ class LossOutput:
     """name -> (B,) detached values; the loop averages them over all rows of all ranks."""
 
 
-# ---- schedules of alpha -----------------------------------------------------------------------
+class BaseLoss(Config):
+    """What the training loop may ask of every loss besides calling it; `needs_reference` each loss says itself."""
+
+    row_types: ClassVar[tuple[type, ...]]
+    """Rows that the loss reads."""
+
+    def mass(self, num_tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return each row's part of the denominator: its weight, so that the loss is a mean over rows.
+
+        Args:
+            num_tokens: (B,) response tokens of each row, all roles together.
+            weights: (B,) weights of the rows.
+        """
+        return weights
+
+    def schedule_metrics(self, learning_rates: Sequence[float], total_steps: int) -> dict[str, float]:
+        """Return what is to be logged of the loss's own schedules; nothing where it has none.
+
+        Args:
+            learning_rates: of the steps done, from the first one on.
+            total_steps: steps of the whole training.
+        """
+        return {}
 
 
-class ConstantAlpha(Config):
-    """The same alpha at every step."""
-
-    type: Literal["constant"] = "constant"
-    value: float = Field(ge=0, le=1)
-    """Share of the source response in the preferred side."""
-
-    def at(self, step: int, total_steps: int) -> float:
-        """Return alpha at optimizer step `step` (0-based) of `total_steps`."""
-        return self.value
+def per_token(values: Mapping[str, torch.Tensor], num_tokens: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return role -> value divided by the number of response tokens, 0 for an absent response; shapes are kept."""
+    return {role: value / num_tokens[role].clamp(min=1) for role, value in values.items()}
 
 
-class LinearAlpha(Config):
-    """alpha moves on a straight line; the first step has exactly `from`, the last exactly `to`.
-
-    The published code uses t / N, so that its last step never reaches the end point; here it is t / (N - 1).
-    """
-
-    model_config = ConfigDict(validate_by_alias=True, validate_by_name=True, serialize_by_alias=True)
-
-    type: Literal["linear"] = "linear"
-    from_: float = Field(alias="from", ge=0, le=1)
-    """alpha of the first optimizer step."""
-    to: float = Field(ge=0, le=1)
-    """alpha of the last optimizer step."""
-
-    def at(self, step: int, total_steps: int) -> float:
-        """Return alpha at optimizer step `step` (0-based) of `total_steps`; a run of one step has `from`."""
-        last = total_steps - 1
-        if step <= 0 or last <= 0:
-            return self.from_
-        if step >= last:
-            return self.to
-        return self.from_ + (self.to - self.from_) * step / last
-
-
-def _spelt_short(value: Any) -> Any:
-    """Read `alpha: 0.3` as constant and `alpha: {from: 0, to: 0.5}` as linear."""
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        return {"type": "constant", "value": value}
-    if isinstance(value, dict) and "type" not in value:
-        return {"type": "constant" if "value" in value else "linear", **value}
-    return value
-
-
-Alpha = Annotated[
-    Annotated[ConstantAlpha | LinearAlpha, Field(discriminator="type")],
-    BeforeValidator(_spelt_short, json_schema_input_type=float | dict[str, Any]),
-]
-
-
-def learning_rate_weighted_mean_alpha(alpha: ConstantAlpha | LinearAlpha, learning_rates: Sequence[float]) -> float:
-    """Return sum(lr_t * alpha_t) / sum(lr_t): the alpha that the updates have seen on average.
-
-    With warmup and cosine decay a ramp from 0 to `a` amounts to about 0.34 * a, so a constant alpha must be
-    compared with this number and not with the end point. `learning_rates[t]` is the rate of step t; where
-    all are zero the plain mean is returned.
-    """
-    assert learning_rates, "no steps"
-    values = [alpha.at(step, len(learning_rates)) for step in range(len(learning_rates))]
-    total = sum(learning_rates)
-    if total == 0:
-        return sum(values) / len(values)
-    return sum(rate * value for rate, value in zip(learning_rates, values, strict=True)) / total
-
-
-# ---- what preference losses share -------------------------------------------------------------
-
-
-def log_ratios(policy: SequenceLogps, reference: SequenceLogps) -> dict[str, torch.Tensor]:
-    """Return role -> (B,) log pi_theta(y|x) - log pi_ref(y|x)."""
+def log_ratios(policy: SequenceLogps, reference: SequenceLogps | None) -> dict[str, torch.Tensor]:
+    """Return role -> log pi_theta(y|x) - log pi_ref(y|x), summed over tokens; shapes are kept."""
+    assert reference is not None, "this loss needs the log-probabilities of the reference"
     return {role: policy[role] - reference[role] for role in policy.logps}
 
 
-def preference_nll(margins_B: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Return (B,) -log sigmoid(m), or with label smoothing e the mix (1 - e) * -log s(m) + e * -log s(-m).
+def mean_of_present(values: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
+    """Return (B,) means over the responses that a row has in a role; 0 where it has none.
 
-    Smoothing is the conservative DPO of Mitchell (2023): a share e of the labels is taken to be flipped.
+    Args:
+        values, num_tokens: (B, K), or (B,) of a role with one response, which is its own mean.
     """
-    from torch.nn.functional import logsigmoid  # here and not above: recipes load without torch
-
-    nll_B = -logsigmoid(margins_B)
-    if label_smoothing == 0:
-        return nll_B
-    return (1 - label_smoothing) * nll_B - label_smoothing * logsigmoid(-margins_B)
+    if values.dim() == 1:
+        return values
+    present_BK = num_tokens > 0
+    return (values * present_BK).sum(1) / present_BK.sum(1).clamp(min=1)
 
 
 def detached(metrics: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

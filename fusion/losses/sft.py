@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fusion.config import Config
-from fusion.losses.common import LossOutput, SequenceLogps, detached
+from fusion.losses.common import BaseLoss, LossInputs, LossOutput, SequenceLogps, detached
 from fusion.rows import SftExample
 
 if TYPE_CHECKING:
@@ -31,19 +30,17 @@ def sft_loss(policy: SequenceLogps) -> LossOutput:
     return LossOutput(nll_B, detached({"logps/response": policy["response"]}))
 
 
-class SftLoss(Config):
+class SftLoss(BaseLoss):
     """Imitate the response."""
 
-    row_type: ClassVar[type] = SftExample
+    row_types: ClassVar[tuple[type, ...]] = (SftExample,)
     needs_reference: ClassVar[bool] = False
 
     type: Literal["sft"] = "sft"
 
-    def __call__(
-        self, policy: SequenceLogps, reference: SequenceLogps | None, *, step: int, total_steps: int
-    ) -> LossOutput:
+    def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the loss of each row; reference and step are not used."""
-        return sft_loss(policy)
+        return sft_loss(inputs.policy)
 
     def mass(self, num_tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Return each row's part of the denominator: weight times response tokens."""

@@ -1,85 +1,143 @@
-"""Weighted-reward preference optimisation (arXiv 2412.03187, section 3).
+"""Weighted-reward preference optimisation (arXiv 2412.03187, section 3), over DPO, LN-DPO, IPO or SimPO.
 
-    r(x, y) = beta * log( pi_theta(y|x) / pi_ref(y|x) )
-    m       = alpha * r(x, y_ws) + (1 - alpha) * r(x, y_wt) - r(x, y_l)
-    L       = - log sigmoid(m)
+    m = alpha * mean_K r(x, y_ws) + (1 - alpha) * r(x, y_wt) - r(x, y_l)
+    L = losses(m)                                 with r and losses of the objective; over DPO -log sigmoid(m)
 
-The preferred side of DPO becomes a mix of the best source response and the target's own best one. The
-coefficients sum to zero, so the partition function of the reward cancels as in DPO. alpha = 0 is DPO on
-(target_chosen, rejected), alpha = 1 is DPO on (source_chosen, rejected).
+The preferred side of a pair becomes a mix of the best source responses and the target's own best one. The
+coefficients sum to zero, so the partition function of the reward cancels as in DPO. alpha = 0 is the objective on
+(target_chosen, rejected), alpha = 1 that on (source_chosen, rejected). The paper has one source response; K of them
+share alpha equally (our generalisation). Rows with source responses to avoid have the paper's "w/ y_ls",
 
-Symbols: y_ws `source_chosen`, y_wt `target_chosen`, y_l `rejected`, pi_theta `policy`, pi_ref `reference`
-(the SFT model, frozen), `beta` > 0, `alpha` in [0, 1].
-Legend: B = rows of a batch.
+    m = alpha * mean_K r(x, y_ws) + (1 - alpha) * r(x, y_wt) - [ alpha * mean_N r(x, y_ls) + (1 - alpha) * r(x, y_l) ]
+
+whose formula the paper does not print: this is the form that mirrors the preferred side.
+
+Symbols: y_ws `source_chosen`, y_wt `target_chosen`, y_ls `source_rejected`, y_l `rejected`, all of the row types
+PreferenceQuadruple and PreferenceSet; `alpha` in [0, 1].
+Legend: B = rows of a batch; group roles are (B, K) with their own K.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fusion.config import Config
-from fusion.losses.common import Alpha, LossOutput, SequenceLogps, detached, log_ratios, preference_nll
-from fusion.rows import PreferenceQuadruple
+from fusion.losses.alpha import Alpha, learning_rate_weighted_mean_alpha
+from fusion.losses.common import BaseLoss, LossInputs, LossOutput, mean_of_present, per_token
+from fusion.losses.dpo import Dpo
+from fusion.losses.ipo import Ipo
+from fusion.losses.ln_dpo import LnDpo
+from fusion.losses.preference import Objective, with_nll
+from fusion.losses.simpo import Simpo
+from fusion.rows import PreferenceQuadruple, PreferenceSet
 
 if TYPE_CHECKING:
     import torch
 
+EXTRA = "source_rejected"
 
-def wrpo_loss(
-    policy: SequenceLogps, reference: SequenceLogps, *, beta: float, alpha: float, label_smoothing: float = 0.0
-) -> LossOutput:
+
+def wrpo_loss(inputs: LossInputs, *, objective: Objective, alpha: float) -> LossOutput:
     """Return the WRPO loss of each row and its metrics.
 
     Args:
-        policy, reference: roles `source_chosen`, `target_chosen` and `rejected`, each (B,).
+        inputs: roles `source_chosen`, (B,) or (B, K), `target_chosen` and `rejected`, (B,), and of PreferenceSet rows
+            `source_rejected`, (B, N), where N may be 0.
     """
-    rewards_B = {role: beta * ratio_B for role, ratio_B in log_ratios(policy, reference).items()}
-    source_B, target_B, rejected_B = (rewards_B[r] for r in ("source_chosen", "target_chosen", "rejected"))
-    chosen_B = alpha * source_B + (1 - alpha) * target_B  # the weighted reward of the preferred side
-    margins_B = chosen_B - rejected_B
-    losses_B = preference_nll(margins_B, label_smoothing)
+    policy = inputs.policy
+    rewards, num_tokens = objective.rewards(policy, inputs.reference), policy.num_tokens
+
+    def preferred(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        source_B = mean_of_present(values["source_chosen"], num_tokens["source_chosen"])
+        return alpha * source_B + (1 - alpha) * values["target_chosen"]
+
+    def rejected(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if EXTRA not in values:
+            return values["rejected"]
+        mixed_B = alpha * mean_of_present(values[EXTRA], num_tokens[EXTRA]) + (1 - alpha) * values["rejected"]
+        return mixed_B.where((num_tokens[EXTRA] > 0).any(1), values["rejected"])
+
+    chosen_B, rejected_B = preferred(rewards), rejected(rewards)
+    margins_B = chosen_B - rejected_B  # the weighted rewards of both sides
+    worst_B, source = rewards["rejected"], rewards["source_chosen"]
+    beaten = source > (worst_B if source.dim() == 1 else worst_B[:, None])
     metrics = {
         "alpha": margins_B.new_full(margins_B.shape, alpha),
         "rewards/chosen": chosen_B,
-        "rewards/source_chosen": source_B,
-        "rewards/target_chosen": target_B,
+        "rewards/source_chosen": mean_of_present(source, num_tokens["source_chosen"]),
+        "rewards/target_chosen": rewards["target_chosen"],
         "rewards/rejected": rejected_B,
         "rewards/margins": margins_B,
         "rewards/accuracies": margins_B > 0,
-        "rewards/source_accuracies": source_B > rejected_B,
-        "rewards/target_accuracies": target_B > rejected_B,
-        "logps/chosen": alpha * policy["source_chosen"] + (1 - alpha) * policy["target_chosen"],
-        "logps/source_chosen": policy["source_chosen"],
+        "rewards/source_accuracies": mean_of_present(beaten, num_tokens["source_chosen"]),
+        "rewards/target_accuracies": rewards["target_chosen"] > worst_B,
+        "logps/chosen": preferred(policy.logps),
+        "logps/source_chosen": mean_of_present(policy["source_chosen"], num_tokens["source_chosen"]),
         "logps/target_chosen": policy["target_chosen"],
-        "logps/rejected": policy["rejected"],
+        "logps/rejected": rejected(policy.logps),
     }
-    return LossOutput(losses_B, detached(metrics))
+    return with_nll(
+        objective, margins_B, -preferred(per_token(policy.logps, num_tokens)), metrics | _extra_metrics(inputs, rewards)
+    )
 
 
-class WrpoLoss(Config):
-    """Prefer a mix of the best source response and the target's best response to the target's worst."""
+def _extra_metrics(inputs: LossInputs, rewards: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the parts of the rejected side; in rows without source responses to avoid, `rejected` is all of it."""
+    policy = inputs.policy
+    if EXTRA not in policy.logps:
+        return {}
+    num_tokens = policy.num_tokens[EXTRA]
+    metrics = {}
+    for kind, values in (("rewards", rewards), ("logps", policy.logps)):
+        mean_B = mean_of_present(values[EXTRA], num_tokens)
+        metrics[f"{kind}/source_rejected"] = mean_B.where((num_tokens > 0).any(1), values["rejected"])
+        metrics[f"{kind}/target_rejected"] = values["rejected"]
+    return metrics
 
-    row_type: ClassVar[type] = PreferenceQuadruple
-    needs_reference: ClassVar[bool] = True
+
+class WrpoBase(Objective, BaseLoss):
+    """Prefer a mix of the best source responses and the target's best response to the target's worst."""
+
+    row_types: ClassVar[tuple[type, ...]] = (PreferenceQuadruple, PreferenceSet)
 
     type: Literal["wrpo"] = "wrpo"
-    beta: float = Field(gt=0)
-    """Strength of the pull towards the reference model; the paper uses 0.01."""
     alpha: Alpha
-    """Share of the source response: a number, or `{from: 0.0, to: 0.1}` for a ramp over the optimizer steps."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of preference labels taken to be wrong; 0 is plain WRPO."""
+    """Share of the source responses: a number, or `{from: 0.0, to: 0.1}` for a straight ramp over the optimizer steps."""
 
-    def __call__(
-        self, policy: SequenceLogps, reference: SequenceLogps | None, *, step: int, total_steps: int
-    ) -> LossOutput:
-        """Return the loss of each row with the alpha of optimizer step `step` (0-based) of `total_steps`."""
-        assert reference is not None
-        alpha = self.alpha.at(step, total_steps)
-        return wrpo_loss(policy, reference, beta=self.beta, alpha=alpha, label_smoothing=self.label_smoothing)
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Return the loss of each row with the alpha of the optimizer step."""
+        return wrpo_loss(inputs, objective=self, alpha=self.alpha.value_at(inputs.step, inputs.total_steps))
 
-    def mass(self, num_tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Return each row's part of the denominator: its weight, so that the loss is a mean over rows."""
-        return weights
+    def schedule_metrics(self, learning_rates: Sequence[float], total_steps: int) -> dict[str, float]:
+        """Return the alpha that the updates so far have seen on average."""
+        mean = learning_rate_weighted_mean_alpha(self.alpha, learning_rates, total_steps=total_steps)
+        return {"alpha_lr_weighted_mean": mean}
+
+
+class WrpoLoss(WrpoBase, Dpo):
+    """WRPO over DPO, the paper's own."""
+
+    objective: Literal["dpo"] = "dpo"
+
+
+class WrpoLnDpoLoss(WrpoBase, LnDpo):
+    """WRPO over length-normalised DPO."""
+
+    objective: Literal["ln_dpo"] = "ln_dpo"
+
+
+class WrpoIpoLoss(WrpoBase, Ipo):
+    """WRPO over IPO (table 5 of the paper)."""
+
+    objective: Literal["ipo"] = "ipo"
+
+
+class WrpoSimpoLoss(WrpoBase, Simpo):
+    """WRPO over SimPO (table 5 of the paper); it needs no reference."""
+
+    objective: Literal["simpo"] = "simpo"
+
+
+AnyWrpo = Annotated[WrpoLoss | WrpoLnDpoLoss | WrpoIpoLoss | WrpoSimpoLoss, Field(discriminator="objective")]

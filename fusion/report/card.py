@@ -102,7 +102,7 @@ def _training(trained: Manifest | None, lineage: Sequence[Manifest]) -> str:
         notes = manifest.notes
         lines += [
             "",
-            f"**{manifest.stage}/{manifest.slug}**: {manifest.rows_out} rows, {notes.get('steps', '?')} steps, "
+            f"**{manifest.stage}/{manifest.slug}**: {manifest.rows_out} rows{_held_out(notes)}, {notes.get('steps', '?')} steps, "
             f"{notes.get('num_tokens', '?')} tokens, {manifest.num_quarantined} rows dropped"
             f"{_reasons(manifest)}.",
             "",
@@ -111,6 +111,11 @@ def _training(trained: Manifest | None, lineage: Sequence[Manifest]) -> str:
             "```",
         ]
     return "\n".join(lines) if made else ""
+
+
+def _held_out(notes: Mapping[str, Any]) -> str:
+    count = notes.get("held_out_rows", 0)
+    return f" (of which {count} held out, weights of step {notes['kept_step']} kept)" if count else ""
 
 
 def _data(rows: Manifest, lineage: Sequence[Manifest]) -> str:

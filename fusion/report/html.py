@@ -5,7 +5,7 @@ metrics files. Sections whose data a run does not have say so. Names and texts c
 models, so everything passes through `escape` before it enters the page.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -22,6 +22,7 @@ def render(
     selections: Mapping[str, Mapping[str, Any]],
     scores: Mapping[str, Mapping[str, Any]],
     curves: Mapping[str, Curve],
+    notices: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> str:
     """Return the report as one HTML text.
 
@@ -30,11 +31,12 @@ def render(
         selections: `sft` or arm -> notes of its select stage.
         scores: slug of each score stage -> its notes.
         curves: `sft` or arm -> lines of the metrics.jsonl of its training stage.
+        notices: `sft` or arm -> alarms and warnings of its training stage.
     """
     sections = [
         ("result", "Result", result(summary)),
         ("differences", "Differences", differences(summary)),
-        ("training", "Training", training(curves)),
+        ("training", "Training", training(curves, notices)),
         ("rewards", "Rewards", rewards(scores, summary["benchmark"])),
         ("selection", "Selection", selection(selections)),
         ("stages", "Stages", _stages(summary)),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from fusion.report.parts import figure, none
 from fusion.report.plots import NUM_COLOURS, Series, line_chart
@@ -14,7 +15,12 @@ _HIDDEN_ROLES = ("chosen",)
 """Of WRPO, whose `chosen` is the mix of source_chosen and target_chosen."""
 
 
-def training(curves: Mapping[str, Curve]) -> str:
+def training(curves: Mapping[str, Curve], notices: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return the charts of all trainings, under what was noticed while they ran.
+
+    Args:
+        notices: `sft` or arm -> its alarms and warnings, each with `step` and `text`.
+    """
     curves = {name: lines for name, lines in curves.items() if lines}
     if not curves:
         return none("There are no training metrics.")
@@ -28,23 +34,57 @@ def training(curves: Mapping[str, Curve]) -> str:
             _curve_chart(
                 "Reward accuracy", prefer, "rewards/accuracies", colours, "share of rows with a positive margin"
             ),
-            _curve_chart(
-                "Preference loss", prefer, "loss", colours, "ln 2 is no preference", mark=(math.log(2), "ln 2")
-            ),
+            _loss_chart(prefer, colours),
             *_role_charts(prefer),
         ]
     if imitate:
         charts.append(_curve_chart("SFT loss", imitate, "loss", colours, "per response token, in nats"))
     charts += [
+        _curve_chart("Held-out loss", curves, "eval/loss", colours, "on rows that were not trained on", smoothed=False),
+        _curve_chart(
+            "Held-out reward accuracy",
+            prefer,
+            "eval/rewards/accuracies",
+            colours,
+            "share of rows with a positive margin, at one alpha",
+            smoothed=False,
+        ),
+        _curve_chart(
+            "Length tilt",
+            prefer,
+            "lengths/tilt",
+            colours,
+            "how much longer the responses are that the model favours now",
+            mark=(0.0, "no change"),
+        ),
         _curve_chart("Gradient norm", curves, "grad_norm", colours, "before clipping"),
         _curve_chart(
             "Alpha", prefer, "alpha", colours, "share of the source response in the chosen side", smoothed=False
         ),
     ]
     return (
-        "<p>Thick lines are running means over a tenth of the steps, thin ones the values of single steps.</p>"
+        f"{_notices(notices)}<p>Thick lines are running means over a tenth of the steps, thin ones the values of single steps.</p>"
         f'<div class="cells">{"".join(charts)}</div>'
     )
+
+
+def _loss_chart(prefer: Mapping[str, Curve], colours: Mapping[str, int]) -> str:
+    """Losses of the arms; where all begin at ln 2, as the logistic ones do, that is marked."""
+    begin = [value for value in (lines[0].get("loss") for lines in prefer.values()) if value is not None]
+    if begin and all(abs(value - math.log(2)) < 1e-3 for value in begin):
+        caption, mark = "ln 2 is no preference", (math.log(2), "ln 2")
+    else:
+        caption, mark = "losses of different objectives have different scales", None
+    return _curve_chart("Preference loss", prefer, "loss", colours, caption, mark=mark)
+
+
+def _notices(notices: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    items = [
+        f"<li><b>{escape(name)}</b>, step {notice['step']}: {escape(notice['text'])}</li>"
+        for name, told in notices.items()
+        for notice in told
+    ]
+    return f'<p>Noticed while training:</p><ul class="notices">{"".join(items)}</ul>' if items else ""
 
 
 def _curve_chart(

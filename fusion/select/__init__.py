@@ -13,19 +13,25 @@ from pydantic import Field
 from fusion.select.best import Best
 from fusion.select.common import Drop, PromptGroup, Reason
 from fusion.select.on_policy_pair import OnPolicyPair
+from fusion.select.preference_set import SourceSet
 from fusion.select.quadruple import Quadruple
+from fusion.select.response_group import Group
 from fusion.select.source_pair import SourcePair
 from fusion.select.split import Side, Split
 
-RULES = (Best, Quadruple, OnPolicyPair, SourcePair)
+RULES = (Best, Quadruple, OnPolicyPair, SourcePair, SourceSet, Group)
 """Members of `Rule`, for tests and tables."""
 
-Rule = Annotated[Best | Quadruple | OnPolicyPair | SourcePair, Field(discriminator="type")]
+Rule = Annotated[
+    Best | Quadruple | OnPolicyPair | SourcePair | SourceSet | Group,
+    Field(discriminator="type"),
+]
 
 __all__ = [
     "RULES",
     "Best",
     "Drop",
+    "Group",
     "OnPolicyPair",
     "PromptGroup",
     "Quadruple",
@@ -33,5 +39,6 @@ __all__ = [
     "Rule",
     "Side",
     "SourcePair",
+    "SourceSet",
     "Split",
 ]

@@ -72,6 +72,14 @@ class Ranked(Config):
         """Return the lowest scored answer; a tie is drawn, independently of that of `best`."""
         return self._pick(responses, min, "worst")
 
+    def best_first(self, responses: Iterable[ScoredResponse]) -> tuple[ScoredResponse, ...]:
+        """Return all answers from the highest score to the lowest; the first is that of `best`."""
+        return tuple(sorted(responses, key=lambda r: (-r.score, self._ticket(r, "best"))))
+
+    def worst_first(self, responses: Iterable[ScoredResponse]) -> tuple[ScoredResponse, ...]:
+        """Return all answers from the lowest score to the highest; the first is that of `worst`."""
+        return tuple(sorted(responses, key=lambda r: (r.score, self._ticket(r, "worst"))))
+
     def _pick(
         self, responses: Iterable[ScoredResponse], extreme: Callable[[list[float]], float], purpose: str
     ) -> ScoredResponse:

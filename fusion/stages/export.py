@@ -195,14 +195,14 @@ def check_export(
 
 
 def _logps(folder: Path, rows: Iterable[EncodedRow]) -> tuple[list[float], str]:
-    """Return one summed log-probability (nats) per row and role, and the dtype of the weights."""
+    """Return one summed log-probability (nats) per response, and the dtype of the weights."""
     import torch  # seconds to import, and recipes are planned without it
 
     model = load_strictly(folder)
     sums = []
     with torch.inference_mode():
         for row in rows:
-            for response in row.responses.values():
+            for response in (ids for group in row.responses.values() for ids in group):
                 ids_T = torch.tensor([*row.prompt_ids.tolist(), *response.tolist()])
                 logits_TV = model(input_ids=ids_T[None, :]).logits[0, len(row.prompt_ids) - 1 : -1].float()
                 logps_T = torch.log_softmax(logits_TV, -1).gather(-1, ids_T[len(row.prompt_ids) :, None])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.rows import Finish, ScoredResponse, roles
+from fusion.rows import Finish, responses_of, roles
 from fusion.select import Drop, PromptGroup
 from fusion.stages.statistics import histogram, summary
 
@@ -41,24 +41,28 @@ class Tally:
             self._drops[str(outcome.reason)] += 1
             return
         self._rows[domain] += 1
-        taken: dict[str, ScoredResponse] = {role: getattr(outcome, role) for role in self._roles}
-        winner = taken[self._roles[0]].response.model
+        taken = {role: responses_of(outcome, role) for role in self._roles}
+        winner = taken[self._roles[0]][0].response.model  # rules put the best of a group role first
         if winner in self._sources:
             self._wins.setdefault(domain, Counter())[winner] += 1
         if "rejected" in taken:
-            chosen = taken["target_chosen"] if "target_chosen" in taken else taken["chosen"]
-            self._margins.append(chosen.score - taken["rejected"].score)
-        for role, scored in taken.items():
-            self._tokens[role].append(len(scored.response.token_ids))
-            self._characters[role].append(len(scored.response.text))
+            (chosen,) = taken["target_chosen"] if "target_chosen" in taken else taken["chosen"]
+            (rejected,) = taken["rejected"]
+            self._margins.append(chosen.score - rejected.score)
+        elif len(whole := taken[self._roles[0]]) > 1:
+            self._margins.append(whole[0].score - whole[-1].score)
+        for role, responses in taken.items():
+            self._tokens[role] += [len(scored.response.token_ids) for scored in responses]
+            self._characters[role] += [len(scored.response.text) for scored in responses]
 
     def notes(self) -> dict[str, Any]:
         """Return the counts as plain JSON values.
 
         Keys: `wins` (source -> `count` of rows won and their `share` of all rows), `wins_by_domain`
-        (domain -> source -> count), `drops` (reason -> count), `domains` (domain -> prompts and rows), `answers` (model -> count, unfinished), `margins`
-        (n, mean, std, min, max and histogram of chosen minus rejected score; None for SFT rows) and
-        `lengths` (role -> mean tokens and mean characters).
+        (domain -> source -> count), `drops` (reason -> count), `domains` (domain -> prompts and rows), `answers`
+        (model -> count, unfinished), `margins` (n, mean, std, min, max and histogram of chosen minus rejected score, for
+        groups best minus worst; None for SFT rows) and `lengths` (role -> mean tokens and mean characters of its
+        responses). A row is won by the source of its first response: of several, the best.
         """
         total = sum(self._rows.values())
         won = {source: sum(wins[source] for wins in self._wins.values()) for source in self._sources}

@@ -5,9 +5,12 @@ Facts that cost time to find, each used below:
   numbers of forward passes; `backward(scale_wrt_gas=False)` leaves the loss as given; gradients are averaged over
   workers, so losses that are already divided by the global mass are multiplied by the number of workers.
 - Clipping is on by default at 1.0: it is always written.
+- Importing the engine imports an optimizer that compiles a function at once: three seconds for nothing.
 - On CPUs the first start compiles a shared-memory extension for about a minute; it is declared incompatible.
 """
 
+import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fusion.artifact import fsync
 from fusion.errors import StageError
 from fusion.training import TrainConfig, TrainPlacement
 
@@ -27,6 +31,8 @@ def engine_config(config: TrainConfig, placement: TrainPlacement, *, on_gpu: boo
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": config.precision == "bf16"},
+        # Gradients of several passes add up in fp32 whatever the weights are.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -43,11 +49,19 @@ def engine_config(config: TrainConfig, placement: TrainPlacement, *, on_gpu: boo
             "overlap_comm": on_gpu and placement.zero_stage == 2,
             "contiguous_gradients": True,
             "stage3_param_persistence_threshold": 10_000,
+            **_offload(placement),
         },
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # the same reason as torch_adam
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+
+
+def _offload(placement: TrainPlacement) -> dict[str, Any]:
+    host = {"device": "cpu", "pin_memory": True}
+    parts = {"none": (), "optimizer": ("optimizer",), "optimizer_and_weights": ("optimizer", "param")}
+    return {f"offload_{part}": host for part in parts[placement.offload]}
 
 
 def initialize(module: nn.Module, config: TrainConfig, placement: TrainPlacement, *, on_gpu: bool) -> Any:
@@ -58,6 +72,7 @@ def initialize(module: nn.Module, config: TrainConfig, placement: TrainPlacement
 
     if not on_gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],  # type: ignore[arg-type]  # annotated as Module
@@ -65,6 +80,19 @@ def initialize(module: nn.Module, config: TrainConfig, placement: TrainPlacement
         dist_init_required=False,
     )
     return engine
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon optimizer, which every engine does, without what it asks of torch.compile at import.
+
+    The optimizer is not used here; the compiler's import would cost each worker three seconds.
+    """
+    compile_ = torch.compile
+    torch.compile = lambda *arguments, **keywords: arguments[0] if arguments else lambda function: function  # type: ignore[assignment]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        torch.compile = compile_
 
 
 def set_learning_rate(engine: Any, value: float) -> None:
@@ -103,10 +131,20 @@ def full_state_dict(model: PreTrainedModel, *, zero_stage: int, rank: int) -> di
     return {name: weight.cpu().contiguous() for name, weight in weights.items()}
 
 
+def commit_folder(model: PreTrainedModel, weights: dict[str, torch.Tensor], *, start: Path, final: Path) -> None:
+    """Write a Hugging Face folder under a temporary name, fsync it and rename it to `final`."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_folder(model, weights, start=start, folder=temporary)
+    for path in (*temporary.rglob("*"), temporary):
+        fsync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    fsync(final.parent)
+
+
 def save_folder(model: PreTrainedModel, weights: dict[str, torch.Tensor], *, start: Path, folder: Path) -> None:
     """Write a Hugging Face folder: the weights as safetensors, everything else as in the folder of the start."""
-    import shutil
-
     from transformers import AutoConfig
 
     model.save_pretrained(folder, state_dict=weights, safe_serialization=True)

@@ -14,12 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fusion.artifact import atomic_file, read_part
 from fusion.errors import InputError
-from fusion.rows import Finish, Message, Response, ScoredResponse, roles
+from fusion.rows import Finish, Message, Response, group_roles, responses_of, roles
 
 _META = b"fuseline_training"
 
@@ -41,27 +40,19 @@ class Encoder(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """One training row as ids. Example: prompt_ids [1, 5, 6], responses {"chosen": [7, 2], "rejected": [8, 2]}."""
+    """One training row as ids.
+
+    Example: prompt_ids [1, 5, 6], responses {"chosen": ([7, 2],), "rejected": ([8, 2],)}, scores {"chosen": (1.0,),
+    "rejected": (0.0,)}.
+    """
 
     row_id: str
     weight: float
     prompt_ids: np.ndarray
-    responses: Mapping[str, np.ndarray]
-    """role -> response ids, end of turn included where the response was finished."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the prompt with its longest response."""
-        return len(self.prompt_ids) + max(len(ids) for ids in self.responses.values())
-
-    @property
-    def num_response_tokens(self) -> int:
-        return sum(len(ids) for ids in self.responses.values())
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all sequences of the row, the prompt counted once per response."""
-        return len(self.prompt_ids) * len(self.responses) + self.num_response_tokens
+    responses: Mapping[str, tuple[np.ndarray, ...]]
+    """role -> ids of each of its responses, end of turn included where the response was finished."""
+    scores: Mapping[str, tuple[float, ...]]
+    """role -> the scorer's number for each of its responses."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,23 +73,24 @@ def encode_row(row: Any, chat: Encoder, *, max_length: int) -> EncodedRow | Drop
     try:
         prompt_ids = chat.encode_prompt(row.prompt.messages)
         responses = {
-            role: _response_ids(scored.response, row.prompt.messages, chat)
+            role: tuple(_response_ids(scored.response, row.prompt.messages, chat) for scored in responses_of(row, role))
             for role in roles(type(row))
-            if isinstance(scored := getattr(row, role), ScoredResponse)
         }
     except InputError as error:
         return Dropped(row.row_id, UNENCODABLE, str(error))
-    for role, ids in responses.items():
-        if not ids:
-            return Dropped(row.row_id, EMPTY_RESPONSE, f"{role} has no token")
-        if len(prompt_ids) + len(ids) > max_length:
-            detail = f"prompt {len(prompt_ids)} + {role} {len(ids)} tokens > max_length {max_length}"
-            return Dropped(row.row_id, TOO_LONG, detail)
+    for role, group in responses.items():
+        for ids in group:
+            if not ids:
+                return Dropped(row.row_id, EMPTY_RESPONSE, f"{role} has no token")
+            if len(prompt_ids) + len(ids) > max_length:
+                detail = f"prompt {len(prompt_ids)} + {role} {len(ids)} tokens > max_length {max_length}"
+                return Dropped(row.row_id, TOO_LONG, detail)
     return EncodedRow(
         row.row_id,
         float(row.weight),
         np.asarray(prompt_ids, np.int64),
-        {role: np.asarray(ids, np.int64) for role, ids in responses.items()},
+        {role: tuple(np.asarray(ids, np.int64) for ids in group) for role, group in responses.items()},
+        {role: tuple(float(scored.score) for scored in responses_of(row, role)) for role in responses},
     )
 
 
@@ -119,6 +111,8 @@ class Encoded:
 
     table: pa.Table
     roles: tuple[str, ...]
+    group_roles: frozenset[str]
+    """Roles that hold any number of responses."""
     rows_in: int
     dropped: tuple[Dropped, ...]
 
@@ -127,16 +121,17 @@ class Encoded:
 
     def row(self, index: int) -> EncodedRow:
         return EncodedRow(
-            self.table["row_id"][index].as_py(),
-            self.table["weight"][index].as_py(),
-            self._ids("prompt_ids", index),
-            {role: self._ids(role, index) for role in self.roles},
+            self.row_ids[index],
+            float(self.weights[index]),
+            self._prompts[index],
+            {role: self._responses[role].row(index) for role in self.roles},
+            {role: self._scores[role][index] for role in self.roles},
         )
 
     def rows(self, indices: Iterable[int]) -> list[EncodedRow]:
         return [self.row(index) for index in indices]
 
-    @property
+    @cached_property
     def row_ids(self) -> list[str]:
         return self.table["row_id"].to_pylist()
 
@@ -145,29 +140,121 @@ class Encoded:
         return self.table["weight"].to_numpy()
 
     @cached_property
+    def prompt_lengths(self) -> np.ndarray:
+        """(rows,) tokens of the prompt."""
+        return np.diff(self._prompts.starts)
+
+    @cached_property
     def num_response_tokens(self) -> np.ndarray:
         """(rows,) response tokens of all roles together."""
-        return np.sum([self._lengths(role) for role in self.roles], axis=0)
+        return np.sum([self._responses[role].row_lengths for role in self.roles], axis=0)
+
+    @cached_property
+    def num_responses(self) -> np.ndarray:
+        """(rows,) responses of all roles together."""
+        return np.sum([self.num_responses_of(role) for role in self.roles], axis=0)
 
     @cached_property
     def num_tokens(self) -> np.ndarray:
-        """(rows,) tokens of all sequences of a row."""
-        return self._lengths("prompt_ids") * len(self.roles) + self.num_response_tokens
+        """(rows,) tokens of all sequences of a row, the prompt counted once per response."""
+        return self.prompt_lengths * self.num_responses + self.num_response_tokens
+
+    @cached_property
+    def num_shared_tokens(self) -> np.ndarray:
+        """(rows,) tokens of a row whose responses share their prompt."""
+        return self.prompt_lengths + self.num_response_tokens
 
     @cached_property
     def longest(self) -> np.ndarray:
         """(rows,) tokens of the prompt with the row's longest response."""
-        return self._lengths("prompt_ids") + np.max([self._lengths(role) for role in self.roles], axis=0)
+        return self.prompt_lengths + np.max([self._responses[role].longest for role in self.roles], axis=0)
+
+    def scores(self, role: str) -> np.ndarray:
+        """(rows,) scores of a role, or (rows, K) of a group role, filled with 0."""
+        return self._tables[role]
+
+    def of_role(self, role: str, values: Sequence[Sequence[float]], *, missing: float = 0.0) -> np.ndarray:
+        """Return one number per response as (rows,), or as (rows, K) for a group role, filled with `missing`."""
+        if role not in self.group_roles:
+            return np.array([one for (one,) in values], np.float64)
+        table = np.full((len(values), max(map(len, values), default=0)), missing)
+        for row, one in enumerate(values):
+            table[row, : len(one)] = one
+        return table
+
+    def num_responses_of(self, role: str) -> np.ndarray:
+        """(rows,) responses that each row has in a role."""
+        return np.diff(self._responses[role].row_starts)
 
     def dropped_by_reason(self) -> dict[str, int]:
         return dict(Counter(d.reason for d in self.dropped))
 
-    def _ids(self, column: str, index: int) -> np.ndarray:
-        return self.table[column][index].values.to_numpy(zero_copy_only=False).astype(np.int64)
+    @cached_property
+    def _prompts(self) -> "_Lists":
+        return _Lists.of(self.table["prompt_ids"].combine_chunks())
 
-    def _lengths(self, column: str) -> np.ndarray:
-        lengths = pc.list_value_length(self.table[column])  # type: ignore[attr-defined]  # pyarrow makes it at run time
-        return np.asarray(lengths).astype(np.int64)
+    @cached_property
+    def _responses(self) -> dict[str, "_ListsOfLists"]:
+        return {role: _ListsOfLists.of(self.table[role].combine_chunks()) for role in self.roles}
+
+    @cached_property
+    def _scores(self) -> dict[str, list[tuple[float, ...]]]:
+        return {role: [tuple(values) for values in self.table[_score(role)].to_pylist()] for role in self.roles}
+
+    @cached_property
+    def _tables(self) -> dict[str, np.ndarray]:
+        return {role: self.of_role(role, values) for role, values in self._scores.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lists:
+    """A column of lists as one array and where each list starts: slices instead of objects."""
+
+    values: np.ndarray
+    starts: np.ndarray
+    """(lists + 1,)"""
+
+    @classmethod
+    def of(cls, column: pa.Array) -> "_Lists":
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        values = column.values.to_numpy(zero_copy_only=False).astype(np.int64)
+        return cls(values, offsets)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ListsOfLists:
+    """A column of lists of lists: per row, the responses of one role."""
+
+    items: _Lists
+    row_starts: np.ndarray
+    """(rows + 1,) first item of each row."""
+
+    @classmethod
+    def of(cls, column: pa.Array) -> "_ListsOfLists":
+        return cls(_Lists.of(column.values), column.offsets.to_numpy().astype(np.int64))
+
+    def row(self, index: int) -> tuple[np.ndarray, ...]:
+        return tuple(self.items[item] for item in range(self.row_starts[index], self.row_starts[index + 1]))
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """(rows,) tokens of all items of a row."""
+        return np.diff(self.items.starts[self.row_starts])
+
+    @property
+    def longest(self) -> np.ndarray:
+        """(rows,) tokens of the longest item of a row; 0 where it has none."""
+        lengths = np.diff(self.items.starts)
+        pairs = zip(self.row_starts[:-1], self.row_starts[1:], strict=True)
+        return np.array([lengths[a:b].max(initial=0) for a, b in pairs], np.int64)
+
+
+def _score(role: str) -> str:
+    """Column of a role's scores."""
+    return f"score/{role}"
 
 
 def encode_rows(rows: Iterable[Any], chat: Encoder, *, row_type: type, max_length: int) -> Encoded:
@@ -184,14 +271,16 @@ def encode_rows(rows: Iterable[Any], chat: Encoder, *, row_type: type, max_lengt
         "prompt_ids": pa.array([r.prompt_ids for r in kept], pa.list_(pa.int32())),
     }
     for role in names:
-        columns[role] = pa.array([r.responses[role] for r in kept], pa.list_(pa.int32()))
-    return Encoded(pa.table(columns).combine_chunks(), names, num_rows, tuple(dropped))
+        columns[role] = pa.array([list(r.responses[role]) for r in kept], pa.list_(pa.list_(pa.int32())))
+        columns[_score(role)] = pa.array([r.scores[role] for r in kept], pa.list_(pa.float64()))
+    return Encoded(pa.table(columns).combine_chunks(), names, group_roles(row_type), num_rows, tuple(dropped))
 
 
 def save_encoded(encoded: Encoded, path: Path) -> None:
     """Write the rows and what was dropped as one Parquet file, atomically."""
     facts = {
         "roles": encoded.roles,
+        "group_roles": sorted(encoded.group_roles),
         "rows_in": encoded.rows_in,
         "dropped": [dataclasses.asdict(d) for d in encoded.dropped],
     }
@@ -205,4 +294,6 @@ def load_encoded(path: Path) -> Encoded:
     table = read_part(path)
     facts = json.loads((table.schema.metadata or {})[_META])
     dropped = tuple(Dropped(**d) for d in facts["dropped"])
-    return Encoded(table.combine_chunks(), tuple(facts["roles"]), facts["rows_in"], dropped)
+    return Encoded(
+        table.combine_chunks(), tuple(facts["roles"]), frozenset(facts["group_roles"]), facts["rows_in"], dropped
+    )

@@ -6,6 +6,7 @@ Names are those of TRL (`loss`, `learning_rate`, `grad_norm`, `epoch`, `num_toke
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Self
 
@@ -42,6 +43,10 @@ class MetricsWriter:
         self._file.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Bring the lines to the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

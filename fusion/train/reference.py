@@ -1,65 +1,55 @@
 """The reference pass: what a frozen model says of training rows, by the policy's own code path.
 
-Workers are independent: each takes every n-th missing chunk and writes its part, whole or not at all. So a
-killed worker costs at most one chunk, and any number of workers may finish what others began.
+Workers are independent: each has its share of the missing chunks and writes part by part, whole or not at all. So a killed
+worker costs at most one chunk, and any number of workers may finish what others began.
 """
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fusion.artifact import Quarantined, commit_part, part_name
 from fusion.rows import ReferenceLogps
-from fusion.train.batches import micro_batches, pad_batch
+from fusion.train.batches import micro_batches
+from fusion.train.data_files import ENCODED
 from fusion.train.encode import Encoded, EncodedRow, load_encoded
-from fusion.train.logps import PolicyModel, by_role, cast_parameters, check_head, load_model
-from fusion.train.worker import DTYPES, ENCODED, worker_device
+from fusion.train.packing import pack, row_sizes
+from fusion.train.policy import PolicyModel, cast_parameters, choose_layout, load_model
+from fusion.train.run_state import DTYPES
+from fusion.train.task import ReferenceTask
 
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceTask:
-    """What a worker is told. `chunks` are (index, start, stop) over the rows as they came in."""
-
-    directory: str
-    model_folder: str
-    pad_id: int
-    precision: str
-    tokens_per_micro_batch: int
-    chunks: list[tuple[int, int, int]]
-    row_ids: list[str]
+BUDGET_FACTOR = 4
+"""Tokens of a pass, relative to training: nothing is kept for a backward pass."""
 
 
 def reference_worker(task: dict[str, Any]) -> None:
-    """Write the parts of this worker's share of the missing chunks."""
+    """Write the parts of this worker's chunks; those that an earlier attempt has written are kept."""
     told = ReferenceTask(**task)
-    directory, device = Path(told.directory), worker_device()
-    missing = [chunk for chunk in told.chunks if not (directory / part_name(chunk[0])).exists()]
-    dist.barrier()  # all have looked before anyone writes, so that the shares are of one list
-    mine = missing[dist.get_rank() :: dist.get_world_size()]
-    if mine:
-        policy = PolicyModel(load_model(Path(told.model_folder), dtype=torch.float32)).to(device).eval()
-        check_head(policy.model, name=told.model_folder)
-        cast_parameters(policy, DTYPES[told.precision])
-        data = load_encoded(directory / ENCODED)
-        at = {row_id: index for index, row_id in enumerate(data.row_ids)}
-        refused = {d.row_id: Quarantined(d.row_id, d.reason, d.detail) for d in data.dropped}
-        for index, start, stop in mine:
-            wanted = told.row_ids[start:stop]
-            rows = [at[row_id] for row_id in wanted if row_id in at]
-            logps = _chunk_logps(policy, data, rows, told, device=device)
-            commit_part(
-                directory,
-                index,
-                [logps[row] for row in rows if _is_finite(logps[row])],
-                ReferenceLogps,
-                quarantined=[refused[row_id] for row_id in wanted if row_id not in at]
-                + [_non_finite(logps[row]) for row in rows if not _is_finite(logps[row])],
-            )
-    dist.barrier()
+    directory = Path(told.directory)
+    # Ray shows a task the GPUs that it asked for, and no others.
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy = PolicyModel(load_model(Path(told.model_folder), dtype=torch.float32)).to(device).eval()
+    choose_layout(policy, name=told.model_folder)
+    cast_parameters(policy, DTYPES[told.precision])
+    data = load_encoded(directory / ENCODED)
+    at = {row_id: index for index, row_id in enumerate(data.row_ids)}
+    refused = {d.row_id: Quarantined(d.row_id, d.reason, d.detail) for d in data.dropped}
+    for index, start, stop in told.chunks:
+        if (directory / part_name(index)).exists():
+            continue
+        wanted = told.row_ids[start:stop]
+        rows = [at[row_id] for row_id in wanted if row_id in at]
+        logps = _chunk_logps(policy, data, rows, told, device=device)
+        commit_part(
+            directory,
+            index,
+            [logps[row] for row in rows if _is_finite(logps[row])],
+            ReferenceLogps,
+            quarantined=[refused[row_id] for row_id in wanted if row_id not in at]
+            + [_non_finite(logps[row]) for row in rows if not _is_finite(logps[row])],
+        )
 
 
 @torch.no_grad()
@@ -67,26 +57,31 @@ def _chunk_logps(
     policy: PolicyModel, data: Encoded, rows: list[int], told: ReferenceTask, *, device: torch.device
 ) -> dict[int, ReferenceLogps]:
     """Row number -> log-probabilities of its responses."""
-    passes = micro_batches(
-        rows, data.longest, num_roles=len(data.roles), world_size=1, tokens=told.tokens_per_micro_batch
-    )
+    budget = BUDGET_FACTOR * told.tokens_per_micro_batch
+    passes = micro_batches(rows, row_sizes(data, policy.layout), world_size=1, budget=budget)
     found: dict[int, ReferenceLogps] = {}
     for (share,) in passes:
-        encoded: list[EncodedRow] = data.rows(share)
-        batch = pad_batch(encoded, pad_id=told.pad_id).to(device)
-        logps = by_role(policy(batch), batch)
-        sums = {role: values.double().cpu().numpy() for role, values in logps.logps.items()}
-        for b, (row, item) in enumerate(zip(share, encoded, strict=True)):
-            found[row] = ReferenceLogps(
-                item.row_id,
-                {role: float(values[b]) for role, values in sums.items()},
-                {role: len(ids) for role, ids in item.responses.items()},
-            )
+        encoded = data.rows(share)
+        batch = pack(encoded, layout=policy.layout, group_roles=data.group_roles, pad_id=told.pad_id).to(device)
+        _, logps_S = policy(batch)
+        sums, starts = logps_S.cpu().tolist(), batch.response_starts()
+        for row, item, first in zip(share, encoded, starts, strict=False):
+            found[row] = _of_row(item, sums[first:])
     return found
 
 
+def _of_row(item: EncodedRow, sums: list[float]) -> ReferenceLogps:
+    """Take the row's share off the front of `sums`, role by role."""
+    logps, at = {}, 0
+    for role, group in item.responses.items():
+        logps[role] = tuple(sums[at : at + len(group)])
+        at += len(group)
+    counts = {role: tuple(len(ids) for ids in group) for role, group in item.responses.items()}
+    return ReferenceLogps(item.row_id, logps, counts)
+
+
 def _is_finite(row: ReferenceLogps) -> bool:
-    return all(math.isfinite(value) for value in row.logps.values())
+    return all(math.isfinite(value) for values in row.logps.values() for value in values)
 
 
 def _non_finite(row: ReferenceLogps) -> Quarantined:

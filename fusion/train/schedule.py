@@ -4,6 +4,11 @@ import math
 from typing import Literal
 
 
+def warmup_steps(total_steps: int, warmup_ratio: float) -> int:
+    """Return the number of steps in which the learning rate rises."""
+    return math.ceil(warmup_ratio * total_steps)
+
+
 def learning_rate(
     step: int, *, peak: float, total_steps: int, warmup_ratio: float, schedule: Literal["cosine", "linear", "constant"]
 ) -> float:
@@ -13,12 +18,12 @@ def learning_rate(
     peak / warmup_steps. Cosine and linear then fall towards 0, which step `total_steps` would have, so that the
     last step still learns.
     """
-    warmup_steps = math.ceil(warmup_ratio * total_steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
+    warmup = warmup_steps(total_steps, warmup_ratio)
+    if step < warmup:
+        return peak * (step + 1) / warmup
     if schedule == "constant":
         return peak
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    progress = (step - warmup) / max(1, total_steps - warmup)
     if schedule == "linear":
         return peak * (1 - progress)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))

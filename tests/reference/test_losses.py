@@ -1,201 +1,199 @@
-"""The losses against hand arithmetic, identities and numerical gradients."""
+"""Promises of every loss of the union: gradients, independence of rows, identities, and errors that name the field."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 torch = pytest.importorskip("torch")
 
-from fusion.losses import LOSSES, Alpha, DpoLoss, Loss, SequenceLogps, SftLoss, WrpoLoss  # noqa: E402
-from fusion.losses.common import ConstantAlpha, LinearAlpha, learning_rate_weighted_mean_alpha  # noqa: E402
-from fusion.losses.dpo import dpo_loss  # noqa: E402
-from fusion.losses.wrpo import wrpo_loss  # noqa: E402
-from fusion.rows import roles  # noqa: E402
-from fusion.train.schedule import learning_rate  # noqa: E402
+from fusion.losses import LOSSES, DpoLoss, Loss, SequenceLogps, WrpoIpoLoss, WrpoLoss  # noqa: E402
+from fusion.losses.common import mean_of_present  # noqa: E402
+from fusion.losses.preference import PairLoss  # noqa: E402
+from loss_inputs import MOST, random_inputs, row_alone, with_logps  # noqa: E402
 
-EXAMPLES = {
-    SftLoss: {"type": "sft"},
-    DpoLoss: {"type": "dpo", "beta": 0.3, "label_smoothing": 0.1},
-    WrpoLoss: {"type": "wrpo", "beta": 0.3, "alpha": {"from": 0.2, "to": 0.6}, "label_smoothing": 0.1},
+LOSS: TypeAdapter[Any] = TypeAdapter(Loss)
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"beta": 0.3, "label_smoothing": 0.1},
+    "ln_dpo": {"beta": 3.0, "label_smoothing": 0.1, "nll_weight": 0.5},
+    "ipo": {"tau": 0.4, "log_ratios": "averaged"},
+    "simpo": {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.1},
 }
+RAMP = {"from": 0.2, "to": 0.6}
+EXAMPLES = [
+    {"type": "sft"},
+    {"type": "rloo", "clip": 10.0},
+    {"type": "rloo", "clip": None},
+    {"type": "ipo", "tau": 0.4, "nll_weight": 0.2},
+    *({"type": name, **fields} for name, fields in OBJECTIVES.items()),
+    *({"type": "wrpo", "objective": name, "alpha": RAMP, **fields} for name, fields in OBJECTIVES.items()),
+    {"type": "wrpo", "beta": 0.3, "alpha": RAMP, "nll_weight": 0.5},
+]
+CASES = [(LOSS.validate_python(fields), fields) for fields in EXAMPLES]
+ON_ROWS = [
+    pytest.param(loss, row_type, id=f"{loss.type}-{fields.get('objective', 'x')}-{row_type.__name__}")
+    for loss, fields in CASES
+    for row_type in loss.row_types
+]
+PREFERENCE = [loss for loss, _ in CASES if isinstance(loss, PairLoss | WrpoLoss | WrpoIpoLoss)]
 
 
-def logps(**values: Sequence[float]) -> SequenceLogps:
-    sums = {role: torch.tensor(v, dtype=torch.float64) for role, v in values.items()}
-    return SequenceLogps(sums, {role: torch.full_like(v, 3, dtype=torch.int64) for role, v in sums.items()})
+def test_every_member_of_the_union_has_an_example() -> None:
+    assert {type(loss) for loss, _ in CASES} == set(LOSSES)
 
 
-def random_logps(names: Sequence[str], *, rows: int, seed: int) -> SequenceLogps:
-    generator = torch.Generator().manual_seed(seed)
-    draw = {n: -5 * torch.rand(rows, generator=generator, dtype=torch.float64) for n in names}
-    return SequenceLogps(draw, {n: torch.randint(1, 9, (rows,), generator=generator) for n in names})
-
-
-WRPO_ROLES = ("source_chosen", "target_chosen", "rejected")
-
-
-def test_dpo_by_hand() -> None:
-    """beta 0.5; log-ratios chosen (-2) - (-4) = 2, rejected (-5) - (-4) = -1.
-
-    rewards 1.0 and -0.5, margin 1.5, loss ln(1 + e^-1.5) = 0.2014132780.
-    Second row: ratios -1 and 1, rewards -0.5 and 0.5, margin -1, loss ln(1 + e) = 1.3132616875.
-    """
-    out = dpo_loss(logps(chosen=[-2, -3], rejected=[-5, -1]), logps(chosen=[-4, -2], rejected=[-4, -2]), beta=0.5)
-    assert out.losses_B.tolist() == pytest.approx([0.2014132780, 1.3132616875], abs=1e-9)
-    assert out.metrics["rewards/chosen"].tolist() == [1.0, -0.5]
-    assert out.metrics["rewards/rejected"].tolist() == [-0.5, 0.5]
-    assert out.metrics["rewards/margins"].tolist() == [1.5, -1.0]
-    assert out.metrics["rewards/accuracies"].tolist() == [1, 0]
-    assert out.metrics["logps/chosen"].tolist() == [-2, -3]
-
-
-def test_wrpo_by_hand() -> None:
-    """beta 0.5, alpha 0.25; log-ratios source 4, target -2, rejected 1.
-
-    rewards 2, -1, 0.5; chosen 0.25 * 2 + 0.75 * -1 = -0.25; margin -0.75; loss ln(1 + e^0.75) = 1.1368710062.
-    With label smoothing 0.2: 0.8 * 1.1368710062 + 0.2 * (1.1368710062 - 0.75) = 0.9868710062.
-    """
-    policy = logps(source_chosen=[-1], target_chosen=[-7], rejected=[-2])
-    reference = logps(source_chosen=[-5], target_chosen=[-5], rejected=[-3])
-    out = wrpo_loss(policy, reference, beta=0.5, alpha=0.25)
-    assert out.losses_B.item() == pytest.approx(1.1368710062, abs=1e-9)
-    found = {name: value.item() for name, value in out.metrics.items()}
-    assert found == {
-        "alpha": 0.25,
-        "rewards/chosen": -0.25,
-        "rewards/source_chosen": 2.0,
-        "rewards/target_chosen": -1.0,
-        "rewards/rejected": 0.5,
-        "rewards/margins": -0.75,
-        "rewards/accuracies": 0.0,
-        "rewards/source_accuracies": 1.0,
-        "rewards/target_accuracies": 0.0,
-        "logps/chosen": -5.5,
-        "logps/source_chosen": -1.0,
-        "logps/target_chosen": -7.0,
-        "logps/rejected": -2.0,
-    }
-    smoothed = wrpo_loss(policy, reference, beta=0.5, alpha=0.25, label_smoothing=0.2)
-    assert smoothed.losses_B.item() == pytest.approx(0.9868710062, abs=1e-9)
-
-
-def test_sft_is_the_token_mean_with_row_weights() -> None:
-    """Sums -6 over 3 tokens and -4 over 1 token, weights 1 and 2: (6 + 2 * 4) / (1 * 3 + 2 * 1) = 2.8."""
-    policy = SequenceLogps({"response": torch.tensor([-6.0, -4.0])}, {"response": torch.tensor([3, 1])})
-    loss, weights = SftLoss(), torch.tensor([1.0, 2.0])
-    out = loss(policy, None, step=0, total_steps=1)
-    assert (weights * out.losses_B).sum() / loss.mass(policy.num_tokens["response"], weights).sum() == pytest.approx(
-        2.8
-    )
-
-
-@pytest.mark.parametrize(("alpha", "chosen"), [(0.0, "target_chosen"), (1.0, "source_chosen")])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_wrpo_at_its_ends_is_dpo(alpha: float, chosen: str, smoothing: float) -> None:
-    policy, reference = (random_logps(WRPO_ROLES, rows=7, seed=s) for s in (1, 2))
-
-    def pair(of: SequenceLogps) -> SequenceLogps:
-        return SequenceLogps(
-            {"chosen": of[chosen], "rejected": of["rejected"]},
-            {"chosen": of.num_tokens[chosen], "rejected": of.num_tokens["rejected"]},
-        )
-
-    wrpo = wrpo_loss(policy, reference, beta=0.2, alpha=alpha, label_smoothing=smoothing)
-    dpo = dpo_loss(pair(policy), pair(reference), beta=0.2, label_smoothing=smoothing)
-    assert torch.equal(wrpo.losses_B, dpo.losses_B)
-    for name in dpo.metrics:
-        assert torch.equal(wrpo.metrics[name], dpo.metrics[name]), name
-
-
-@pytest.mark.parametrize("loss_class", [c for c in LOSSES if c.needs_reference])
-def test_policy_equal_to_reference_gives_ln2(loss_class: type) -> None:
-    loss = loss_class(**EXAMPLES[loss_class])
-    same = random_logps(roles(loss.row_type), rows=5, seed=3)
-    out = loss(same, same, step=1, total_steps=4)
-    assert out.losses_B.tolist() == pytest.approx([math.log(2)] * 5, abs=1e-12)
-    assert out.metrics["rewards/margins"].tolist() == [0.0] * 5
-
-
-@pytest.mark.parametrize("loss_class", [c for c in LOSSES if c.needs_reference])
-def test_one_constant_added_to_all_responses_changes_nothing(loss_class: type) -> None:
-    loss = loss_class(**EXAMPLES[loss_class])
-    names = roles(loss.row_type)
-    policy, reference = random_logps(names, rows=5, seed=4), random_logps(names, rows=5, seed=5)
-    moved = SequenceLogps({r: v + 3.25 for r, v in policy.logps.items()}, policy.num_tokens)
-    both = [loss(p, reference, step=1, total_steps=4).losses_B for p in (policy, moved)]
-    torch.testing.assert_close(both[0], both[1], rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("loss_class", LOSSES)
-def test_every_loss_is_per_row_differentiable_and_detached(loss_class: type) -> None:
-    """Over the union: (B,) losses, finite, gradients equal to finite differences, rows independent, metrics cut."""
-    loss = loss_class(**EXAMPLES[loss_class])
-    names = roles(loss.row_type)
-    policy, reference = random_logps(names, rows=4, seed=6), random_logps(names, rows=4, seed=7)
+@pytest.mark.parametrize(("loss", "row_type"), ON_ROWS)
+def test_gradients_are_those_of_finite_differences_and_rows_are_apart(loss, row_type) -> None:
+    """Present responses move their own row's loss, absent ones and other rows move nothing; metrics are cut."""
+    inputs = random_inputs(row_type, seed=6)
+    names = list(inputs.policy.logps)
 
     def losses(*sums: torch.Tensor) -> torch.Tensor:
-        given = SequenceLogps(dict(zip(names, sums, strict=True)), policy.num_tokens)
-        return loss(given, reference, step=2, total_steps=5).losses_B
+        return loss(with_logps(inputs, dict(zip(names, sums, strict=True)))).losses_B
 
-    inputs = [policy[role].clone().requires_grad_() for role in names]
-    assert torch.autograd.gradcheck(losses, inputs)
-    found = losses(*inputs)
+    sums = [inputs.policy[role].clone().requires_grad_() for role in names]
+    assert torch.autograd.gradcheck(losses, sums)
+    found = losses(*sums)
     assert found.shape == (4,) and torch.isfinite(found).all()
-    for row in range(4):  # a row's loss moves with its own log-probabilities only
-        gradients = torch.autograd.grad(found[row], inputs, retain_graph=True)
-        for gradient in gradients:
+    for row in range(4):
+        gradients = torch.autograd.grad(found[row], sums, retain_graph=True)
+        for role, gradient in zip(names, gradients, strict=True):
             assert gradient[[r for r in range(4) if r != row]].abs().sum() == 0
-            assert gradient[row] != 0
-    given = SequenceLogps(dict(zip(names, inputs, strict=True)), policy.num_tokens)
-    for name, value in loss(given, reference, step=2, total_steps=5).metrics.items():
+            assert torch.equal(gradient[row] != 0, inputs.policy.num_tokens[role][row] > 0), role
+    for name, value in loss(with_logps(inputs, dict(zip(names, sums, strict=True)))).metrics.items():
         assert value.shape == (4,) and not value.requires_grad and value.dtype == torch.float32, name
+
+
+@pytest.mark.parametrize(("loss", "row_type"), ON_ROWS)
+def test_a_row_is_the_same_alone_and_among_others(loss, row_type) -> None:
+    """The batch's width of a group role, and what other rows hold, changes nothing."""
+    inputs = random_inputs(row_type, seed=7)
+    whole = loss(inputs)
+    for row in range(4):
+        alone = loss(row_alone(inputs, row))
+        torch.testing.assert_close(alone.losses_B, whole.losses_B[row : row + 1], rtol=1e-14, atol=0)
+        assert alone.metrics.keys() == whole.metrics.keys()
+        for name in whole.metrics:
+            torch.testing.assert_close(alone.metrics[name], whole.metrics[name][row : row + 1])
+
+
+@pytest.mark.parametrize(("loss", "row_type"), ON_ROWS)
+def test_losses_without_a_reference_do_not_look_at_one(loss, row_type) -> None:
+    inputs = random_inputs(row_type, seed=8)
+    without = type(inputs)(inputs.policy, None, inputs.scores, inputs.step, inputs.total_steps)
+    if loss.needs_reference:
+        with pytest.raises(AssertionError, match="needs the log-probabilities of the reference"):
+            loss(without)
+    else:
+        assert torch.equal(loss(without).losses_B, loss(inputs).losses_B)
+
+
+@pytest.mark.parametrize(("loss", "row_type"), ON_ROWS)
+def test_float32_with_large_values_stays_finite(loss, row_type) -> None:
+    """Log-probabilities of thousands of nats, as of long responses, in float32: losses and gradients are finite."""
+    for sign in (1, -1):
+        inputs = random_inputs(row_type, seed=9)
+        scaled = [
+            SequenceLogps({r: (v * scale).float() for r, v in of.logps.items()}, of.num_tokens)
+            for of, scale in ((inputs.policy, 4000 if sign > 0 else 1), (inputs.reference, 1 if sign > 0 else 4000))
+        ]
+        sums = {r: v.clone().requires_grad_() for r, v in scaled[0].logps.items()}
+        policy = SequenceLogps(sums, inputs.policy.num_tokens)
+        out = loss(type(inputs)(policy, scaled[1], inputs.scores, 1, 3))
+        assert torch.isfinite(out.losses_B).all()
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.losses_B.sum(), list(sums.values())))
+
+
+@pytest.mark.parametrize(("loss", "row_type"), ON_ROWS)
+def test_mass_counts_rows_or_tokens_and_nothing_of_weight_zero(loss, row_type) -> None:
     mass = loss.mass(torch.tensor([2, 3, 4, 5]), torch.tensor([1.0, 1.0, 0.5, 0.0]))
-    assert mass.shape == (4,) and mass[3] == 0 and (mass[:3] > 0).all()
+    assert mass.tolist() == ([2, 3, 2, 0] if loss.type == "sft" else [1, 1, 0.5, 0])
 
 
-def test_wrpo_gradient_has_the_published_coefficients() -> None:
-    """dL = -beta * sigmoid(-m) * [alpha, 1 - alpha, -1]."""
-    policy, reference = (random_logps(WRPO_ROLES, rows=3, seed=s) for s in (8, 9))
-    inputs = {role: policy[role].clone().requires_grad_() for role in WRPO_ROLES}
-    out = wrpo_loss(SequenceLogps(inputs, policy.num_tokens), reference, beta=0.7, alpha=0.3)
-    gradients = dict(zip(inputs, torch.autograd.grad(out.losses_B.sum(), list(inputs.values())), strict=True))
-    m = 0.7 * sum(c * (policy[r] - reference[r]) for r, c in zip(WRPO_ROLES, (0.3, 0.7, -1.0), strict=True))
-    for role, coefficient in zip(WRPO_ROLES, (0.3, 0.7, -1.0), strict=True):
-        torch.testing.assert_close(gradients[role], -0.7 * torch.sigmoid(-m) * coefficient)
+@pytest.mark.parametrize("loss", PREFERENCE, ids=lambda loss: loss.type)
+def test_what_alarms_need_is_always_logged(loss) -> None:
+    for row_type in loss.row_types:
+        names = set(loss(random_inputs(row_type)).metrics)
+        assert names >= {"logps/chosen", "logps/rejected", "rewards/margins", "rewards/accuracies"}
+        assert ("nll_loss" in names) == (loss.nll_weight > 0)
+        assert ("alpha" in names) == (loss.type == "wrpo")
 
 
-def test_large_margins_stay_finite() -> None:
-    policy, reference = logps(chosen=[-1e4], rejected=[0]), logps(chosen=[0], rejected=[-1e4])
-    assert dpo_loss(policy, reference, beta=1).losses_B.item() == pytest.approx(2e4)
+# ---- identities -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [p for p in PREFERENCE if p.needs_reference], ids=lambda loss: loss.type)
+def test_policy_equal_to_reference(loss) -> None:
+    """The margin is 0: logistic losses are ln 2, also with label smoothing, and IPO is (1 / (2 tau))^2."""
+    for row_type in loss.row_types:
+        inputs = random_inputs(row_type, rows=5, seed=3)
+        same = type(inputs)(inputs.policy, inputs.policy, inputs.scores, 1, 4)
+        out = loss.model_copy(update={"nll_weight": 0.0})(same)
+        expected = (1 / (2 * loss.tau)) ** 2 if hasattr(loss, "tau") else math.log(2)
+        assert out.losses_B.tolist() == pytest.approx([expected] * 5, abs=1e-12)
+        assert out.metrics["rewards/margins"].tolist() == [0.0] * 5
+
+
+SUMMED = [
+    {"type": "dpo", "beta": 0.3},
+    {"type": "ipo", "tau": 0.3},
+    {"type": "wrpo", "beta": 0.3, "alpha": 0.3},
+    {"type": "wrpo", "objective": "ipo", "tau": 0.3, "alpha": 0.3},
+]
+PER_TOKEN = [
+    {"type": "ln_dpo", "beta": 3.0},
+    {"type": "ipo", "tau": 0.3, "log_ratios": "averaged"},
+    {"type": "simpo", "beta": 2.0, "gamma": 0.5},
+    {"type": "wrpo", "objective": "simpo", "beta": 2.0, "gamma": 0.5, "alpha": 0.3},
+    {"type": "wrpo", "objective": "ln_dpo", "beta": 3.0, "alpha": 0.3},
+]
+
+
+@pytest.mark.parametrize(("fields", "averaged"), [(f, False) for f in SUMMED] + [(f, True) for f in PER_TOKEN])
+def test_one_constant_cancels(fields, averaged) -> None:
+    """Added to every response, or to every token where the loss is per token, it is on both sides of the margin."""
+    loss = LOSS.validate_python(fields)
+    for row_type in loss.row_types:
+        inputs = random_inputs(row_type, rows=5, seed=4)
+        tokens = inputs.policy.num_tokens
+        moved = {r: v + 3.25 * (tokens[r] if averaged else tokens[r] > 0) for r, v in inputs.policy.logps.items()}
+        torch.testing.assert_close(
+            loss(with_logps(inputs, moved)).losses_B, loss(inputs).losses_B, rtol=1e-12, atol=1e-12
+        )
+
+
+def test_rloo_plain_does_not_feel_a_constant_of_the_group() -> None:
+    """Advantages sum to zero, so one constant added to all log-probabilities of a group changes no loss."""
+    loss = LOSS.validate_python({"type": "rloo", "clip": None})
+    inputs = random_inputs(loss.row_types[0], seed=4)
+    moved = {r: v + 3.25 * (inputs.policy.num_tokens[r] > 0) for r, v in inputs.policy.logps.items()}
+    torch.testing.assert_close(loss(with_logps(inputs, moved)).losses_B, loss(inputs).losses_B, rtol=1e-12, atol=1e-12)
+
+
+# ---- shapes and configs -----------------------------------------------------------------------
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(AssertionError, match=r"\(B,\)"):
         SequenceLogps(
-            {"chosen": torch.zeros(3), "rejected": torch.zeros(3, 1)},
+            {"chosen": torch.zeros(3), "rejected": torch.zeros(3, 1, 1)},
             {"chosen": torch.ones(3), "rejected": torch.ones(3)},
+        )
+    with pytest.raises(AssertionError, match="same rows"):
+        SequenceLogps(
+            {"chosen": torch.zeros(3), "rejected": torch.zeros(2, MOST)},
+            {"chosen": torch.ones(3), "rejected": torch.ones(2, MOST)},
         )
 
 
-# ---- configs and schedules --------------------------------------------------------------------
-
-
-class _Holder(BaseModel):
-    loss: Loss
-
-
-def test_alpha_is_spelt_as_number_or_ramp() -> None:
-    alphas = TypeAdapter(Alpha)
-    assert alphas.validate_python(0.3) == ConstantAlpha(value=0.3)
-    assert alphas.validate_python(0) == ConstantAlpha(value=0)
-    assert alphas.validate_python("3e-1") == ConstantAlpha(value=0.3)  # how YAML reads 3e-1
-    assert alphas.validate_python({"from": 0.0, "to": 0.5}) == LinearAlpha(from_=0.0, to=0.5)
-    assert alphas.validate_python({"value": 0.2}) == ConstantAlpha(value=0.2)
-    ramp = LinearAlpha(from_=0.1, to=0.5)
-    assert alphas.validate_python(ramp.model_dump()) == ramp
-    assert ramp.model_dump() == {"type": "linear", "from": 0.1, "to": 0.5}
+def test_means_leave_absent_responses_out() -> None:
+    """(1 + 5) / 2, 7 / 1, and 0 where there is none; a role of one response is its own mean."""
+    values = torch.tensor([[1.0, 5.0, 99.0], [7.0, 99.0, 99.0], [99.0, 99.0, 99.0]])
+    tokens = torch.tensor([[2, 1, 0], [4, 0, 0], [0, 0, 0]])
+    assert mean_of_present(values, tokens).tolist() == [3.0, 7.0, 0.0]
+    assert mean_of_present(values[:, :0], tokens[:, :0]).tolist() == [0.0, 0.0, 0.0]
+    assert mean_of_present(values[:, 0], tokens[:, 0]).tolist() == [1.0, 7.0, 99.0]
 
 
 @pytest.mark.parametrize(
@@ -207,48 +205,44 @@ def test_alpha_is_spelt_as_number_or_ramp() -> None:
         ({"type": "wrpo", "beta": 0.1, "alpha": True}, "alpha"),
         ({"type": "wrpo", "beta": 0.1, "alpha": {"from": 0.0}}, "to"),
         ({"type": "wrpo", "beta": 0.1, "alpha": {"from": 0.0, "to": 0.5, "steps": 3}}, "steps"),
+        (
+            {"type": "wrpo", "beta": 0.1, "alpha": {"type": "cosine", "from": 0.0, "to": 0.5, "at": 0.5}},
+            "unknown field 'at'",
+        ),
+        ({"type": "wrpo", "objective": "ipo", "beta": 0.1, "alpha": 0.5}, "unknown field 'beta'"),
+        ({"type": "wrpo", "objective": "ipo", "tau": 0.1, "alpha": 0.5, "gamma": 1}, "unknown field 'gamma'"),
+        ({"type": "wrpo", "objective": "simpo", "beta": 0.1, "alpha": 0.5}, "gamma"),
+        ({"type": "wrpo", "objective": "hinge", "alpha": 0.5}, "'hinge' found using 'objective'"),
         ({"type": "dpo", "beta": 0.1, "alpha": 0.5}, "alpha"),
         ({"type": "dpo", "beta": -1}, "beta"),
+        ({"type": "dpo", "beta": 1, "label_smoothing": 0.5}, "label_smoothing"),
+        ({"type": "dpo", "beta": 1, "nll_weight": -1}, "nll_weight"),
+        ({"type": "ipo", "tau": 0}, "tau"),
+        ({"type": "ipo", "tau": 1, "label_smoothing": 0.1}, "label_smoothing"),
+        ({"type": "ipo", "tau": 1, "log_ratios": "mean"}, "log_ratios"),
+        ({"type": "simpo", "beta": 2}, "gamma"),
+        ({"type": "rloo", "clip": 0}, "clip"),
         ({"type": "sft", "beta": 1}, "beta"),
     ],
 )
 def test_wrong_losses_name_the_field(loss: dict, field: str) -> None:
     with pytest.raises(ValidationError, match=field):
-        _Holder.model_validate({"loss": loss})
+        LOSS.validate_python(loss)
 
 
-def test_linear_alpha_has_exact_end_points() -> None:
-    ramp = LinearAlpha(from_=0.1, to=0.4)
-    assert [ramp.at(t, 4) for t in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert (ramp.at(0, 311), ramp.at(310, 311)) == (0.1, 0.4)
-    assert ramp.at(0, 1) == ramp.at(0, 0) == 0.1
-    assert ramp.at(7, 4) == 0.4
-    assert all(ConstantAlpha(value=0.3).at(t, 4) == 0.3 for t in range(4))
+@pytest.mark.parametrize(("loss", "fields"), CASES, ids=lambda case: str(case)[:40])
+def test_a_config_read_back_is_the_same(loss, fields) -> None:
+    assert LOSS.validate_python(loss.model_dump()) == loss
+    assert LOSS.validate_json(loss.model_dump_json()) == loss
 
 
-def test_learning_rate_weighted_mean_alpha() -> None:
-    """Rates 1, 2, 1 and alpha 0, 0.5, 1: (0 + 1 + 1) / 4 = 0.5.
-
-    The published run (311 steps, rates t / 32 then cosine, alpha = end * t / 311) has 0.339 of its end; here alpha is
-    end * t / 310.
-    """
-    assert learning_rate_weighted_mean_alpha(LinearAlpha(from_=0, to=1), [1, 2, 1]) == 0.5
-    rates = [t / 32 if t < 32 else 0.5 * (1 + math.cos(math.pi * (t - 32) / (311 - 32))) for t in range(311)]
-    mean = learning_rate_weighted_mean_alpha(LinearAlpha(from_=0, to=1), rates)
-    assert mean * 310 / 311 == pytest.approx(0.339, abs=5e-4)
-    assert learning_rate_weighted_mean_alpha(LinearAlpha(from_=0.2, to=0.6), [0, 0, 0]) == pytest.approx(0.4)
-
-
-def test_learning_rates() -> None:
-    """10 steps, 20 % warmup: 0.5, 1, then cosine over 8 steps from 1; linear falls by 1/8; constant stays."""
-
-    def rates(schedule: str, **changes: float) -> list[float]:
-        settings = {"peak": 1.0, "total_steps": 10, "warmup_ratio": 0.2, "schedule": schedule} | changes
-        return [learning_rate(t, **settings) for t in range(10)]  # type: ignore[arg-type]
-
-    cosine = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
-    assert rates("cosine") == pytest.approx([0.5, 1.0, *cosine])
-    assert rates("linear") == pytest.approx([0.5, 1.0, *(1 - k / 8 for k in range(8))])
-    assert rates("constant") == pytest.approx([0.5] + [1.0] * 9)
-    assert rates("linear", warmup_ratio=0.0)[0] == 1.0
-    assert learning_rate(0, peak=2.0, total_steps=1, warmup_ratio=0.1, schedule="cosine") == 2.0
+def test_wrpo_without_an_objective_is_wrpo_over_dpo() -> None:
+    loss = LOSS.validate_python({"type": "wrpo", "beta": 1.0, "alpha": {"from": 0.0, "to": 0.5}})
+    assert type(loss) is WrpoLoss and loss.objective == "dpo"
+    assert loss == LOSS.validate_python({**loss.model_dump(), "objective": "dpo"})
+    assert (
+        DpoLoss(beta=1).needs_reference
+        and not LOSS.validate_python(
+            {"type": "wrpo", "objective": "simpo", "beta": 1, "gamma": 0, "alpha": 0.5}
+        ).needs_reference
+    )

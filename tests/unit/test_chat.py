@@ -4,6 +4,8 @@ import dataclasses
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -422,3 +424,22 @@ def test_bad_templates_are_refused_at_load(folders: dict[str, Path]) -> None:
 def test_bad_dates_are_refused(date: str) -> None:
     with pytest.raises(ValueError, match="date"):
         ChatConfig(date=date)
+
+
+def test_threads_may_load_the_first_chats_at_once(folders) -> None:
+    """In a fresh process: the lazy module of transformers fails when its first import happens twice at the same time."""
+    code = (
+        "import sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from fusion.chat import Chat\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    print(len({chat.tokenizer_hash for chat in pool.map(Chat.load, [sys.argv[1]] * 4)}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folders["qwen2"])],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=TEMPLATES.parents[1],
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

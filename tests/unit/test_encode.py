@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from fusion.errors import ArtifactError, InputError
-from fusion.rows import Finish, Message, PreferencePair, Prompt, Response, ScoredResponse, SftExample
+from fusion.rows import (
+    Finish,
+    Message,
+    PreferencePair,
+    PreferenceSet,
+    Prompt,
+    Response,
+    ResponseGroup,
+    ScoredResponse,
+    SftExample,
+)
 from fusion.train.encode import encode_rows, load_encoded, save_encoded
 
 END = 256
@@ -45,7 +55,7 @@ def test_own_ids_are_kept_and_foreign_text_is_encoded() -> None:
         sft("c", "xy", finish=Finish.length),
     ]
     data = encode_rows(rows, ByteChat(), row_type=SftExample, max_length=10)
-    found = [data.row(i).responses["response"].tolist() for i in range(3)]
+    found = [data.row(i).responses["response"][0].tolist() for i in range(3)]
     assert found == [[7, 8, END], [120, 121, END], [120, 121]]  # no end of turn where none was reached
     assert data.row(0).prompt_ids.tolist() == [97, 98, 99]
     assert data.row(0).weight == 0.5
@@ -76,8 +86,10 @@ def test_rows_are_dropped_whole_with_a_reason(tmp_path: Path) -> None:
             ("odd", "unencodable"),
         ]
         assert found.dropped[0].detail == "prompt 3 + chosen 6 tokens > max_length 8"
-        assert found.row(0).responses["chosen"].tolist() == [49, 50, 51, 52, END]
+        assert found.row(0).responses["chosen"][0].tolist() == [49, 50, 51, 52, END]
         assert found.num_tokens.tolist() == [3 + 5 + 3 + 2]
+        assert found.num_shared_tokens.tolist() == [3 + 5 + 2]
+        assert found.scores("rejected").tolist() == [1.0]
 
 
 def test_no_row_at_all_can_be_stored(tmp_path: Path) -> None:
@@ -92,3 +104,53 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ArtifactError, match=r"encoded.parquet is not a readable Parquet file"):
         load_encoded(path)
+
+
+def test_groups_of_any_size_are_stored(tmp_path: Path) -> None:
+    """Two groups of 2 and 3 answers: ids and scores come back per answer; tables are filled with 0."""
+
+    def group(name: str, *texts: str) -> ResponseGroup:
+        return ResponseGroup(prompt(name), tuple(answer(name, t, score=float(len(t))) for t in texts), weight=0.5)
+
+    data = encode_rows(
+        [group("a", "1", "22"), group("b", "1", "333", "22")], ByteChat(), row_type=ResponseGroup, max_length=8
+    )
+    save_encoded(data, tmp_path / "e.parquet")
+    for found in (data, load_encoded(tmp_path / "e.parquet")):
+        assert [ids.tolist() for ids in found.row(1).responses["responses"]] == [
+            [49, END],
+            [51, 51, 51, END],
+            [50, 50, END],
+        ]
+        assert found.row(0).scores == {"responses": (1.0, 2.0)}
+        assert found.scores("responses").tolist() == [[1, 2, 0], [1, 3, 2]]
+        assert found.num_responses.tolist() == [2, 3] and found.num_responses_of("responses").tolist() == [2, 3]
+        assert found.num_response_tokens.tolist() == [2 + 3, 2 + 4 + 3]
+        assert found.num_tokens.tolist() == [2 * 3 + 5, 3 * 3 + 9]
+        assert found.num_shared_tokens.tolist() == [3 + 5, 3 + 9]
+        assert found.longest.tolist() == [3 + 3, 3 + 4]
+        assert found.group_roles == {"responses"}
+
+
+def test_one_long_answer_drops_the_whole_group() -> None:
+    row = ResponseGroup(prompt("a"), (answer("a", "1"), answer("a", "12345")))
+    data = encode_rows([row], ByteChat(), row_type=ResponseGroup, max_length=8)
+    assert [(d.reason, d.detail) for d in data.dropped] == [
+        ("too_long", "prompt 3 + responses 6 tokens > max_length 8")
+    ]
+
+
+def test_a_set_may_have_nothing_in_a_role() -> None:
+    def of(name: str, model: str, score: float) -> ScoredResponse:
+        return ScoredResponse(Response(name, model, 0, "sample", model, (), Finish.stop, 0, 3, "foreign"), score, "s")
+
+    rows = [
+        PreferenceSet(prompt("a"), (of("a", "x", 3.0),), of("a", "sft", 2.0), (), of("a", "sft", 1.0)),
+        PreferenceSet(
+            prompt("b"), (of("b", "x", 3.0),), of("b", "sft", 2.0), (of("b", "y", 0.0),), of("b", "sft", 1.0)
+        ),
+    ]
+    data = encode_rows(rows, ByteChat(), row_type=PreferenceSet, max_length=20)
+    assert data.row(0).responses["source_rejected"] == ()
+    assert data.scores("source_rejected").tolist() == [[0.0], [0.0]]
+    assert data.num_responses.tolist() == [3, 4]

@@ -187,6 +187,20 @@ def test_a_copy_that_differs_is_refused(tmp_path):
         export.check_export(trained, copy, chat=chat, config=ChatConfig(), rows=[(row, encoded)])
 
 
+def test_the_log_probabilities_of_every_response_of_a_group_are_compared(tmp_path):
+    """One difference in the second response of a group role is enough to refuse."""
+    trained, copy = tiny_folder(tmp_path / "trained"), tiny_folder(tmp_path / "copy")
+    ids = [Chat.load(trained).encode_prompt([Message("user", text)]) for text in ("add 47 and 8", "55", "word")]
+    prompt, one, other = (np.asarray(i, np.int64) for i in ids)
+    group = export.EncodedRow("p", 1.0, prompt, {"responses": (one, other)}, {})
+    single = [export.EncodedRow("p", 1.0, prompt, {"response": (held,)}, {}) for held in (one, other)]
+    together, dtype = export._logps(trained, [group])
+    apart, _ = export._logps(trained, single)
+    assert together == apart and len(together) == 2 and together[0] != together[1] and dtype == "float32"
+    damage(copy, lambda w: w["lm_head.weight"].mul_(1.01))
+    assert export._logps(copy, [group])[0] != together
+
+
 def test_an_interrupted_export_is_made_again(tmp_path):
     folder = tiny_folder(tmp_path / "trained")
     artifact = run_export(tmp_path, folder)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from fusion.errors import InputError, RecipeError
+from fusion.pipeline import build
 from fusion.recipe import load_recipe, merge, parse_yaml
 
 BASE = {
@@ -63,6 +64,16 @@ def test_overlays_merge_maps_and_replace_lists_and_other_types():
     assert merge(base, {"u": {"type": "one", "q": 2}})["u"] == {"type": "one", "p": 1, "q": 2}
 
 
+def test_an_overlay_with_another_objective_replaces_the_loss():
+    base = {"loss": {"type": "wrpo", "beta": 1, "alpha": 0.1}}
+    over_ipo = {"type": "wrpo", "objective": "ipo", "tau": 1, "alpha": 0.3}
+    assert merge(base, {"loss": over_ipo})["loss"] == over_ipo
+    assert merge(base, {"loss": {"type": "wrpo", "objective": "dpo", "beta": 2}})["loss"] == {
+        "type": "wrpo", "objective": "dpo", "beta": 2, "alpha": 0.1,
+    }  # fmt: skip
+    assert merge({"loss": over_ipo}, {"loss": {"type": "wrpo", "tau": 2}})["loss"] == {**over_ipo, "tau": 2}
+
+
 BAD = {
     "misspelt": (
         {"arms": {"wrpo": {"loss": {"betta": 1}}}},
@@ -78,6 +89,14 @@ BAD = {
         r"arms\.wrpo: select on_policy_pair makes PreferencePair rows but loss wrpo reads PreferenceQuadruple",
     ),
     "no scorer": ({"score": {"*": None, "code": {"type": "python", "function": "a:b", "version": 1}}}, r"score"),
+    "field of another objective": (
+        {"arms": {"wrpo": {"loss": {"objective": "ipo", "tau": 1}}}},
+        r"arms\.wrpo\.loss: unknown field 'beta'; known fields: alpha, log_ratios, nll_weight, objective, tau, type",
+    ),
+    "field of an objective missing": (
+        {"arms": {"wrpo": {"loss": {"objective": "simpo"}}}},
+        r"arms\.wrpo\.loss\.gamma: is missing",
+    ),
     "reserved": ({"sources": {"sft": {"repo": "o/s", "revision": "b" * 40}}}, r"the name 'sft' is taken"),
     "unknown arm served": ({"serve": {"arm": "dpo"}}, r"serve\.arm 'dpo' is not an arm"),
     "unknown loss": ({"arms": {"wrpo": {"loss": {"type": "kto"}}}}, r"arms\.wrpo\.loss"),
@@ -113,6 +132,37 @@ def test_yaml_traps_are_refused(text, message):
 
 def test_exponents_without_a_dot_are_numbers():
     assert parse_yaml("a: 3e-7\nb: 1E5\nc: 1.0e-3", "r.yaml") == {"a": 3e-7, "b": 1e5, "c": 1e-3}
+
+
+QUADRUPLE, PAIR, SET = {"type": "quadruple"}, {"type": "on_policy_pair"}, {"type": "preference_set", "source_chosen": 2}
+ARMS = {
+    "ln_dpo": (PAIR, {"type": "ln_dpo", "beta": 10}, True),
+    "ipo": (PAIR, {"type": "ipo", "tau": 0.01}, True),
+    "simpo": ({"type": "source_pair"}, {"type": "simpo", "beta": 10, "gamma": 1}, False),
+    "rloo": ({"type": "response_group", "of": "best_source"}, {"type": "rloo"}, True),
+    "rloo_plain": ({"type": "response_group", "of": "own"}, {"type": "rloo", "clip": None}, False),
+    "wrpo_set": (SET, {"type": "wrpo", "beta": 0.01, "alpha": {"type": "cosine", "from": 0, "to": 0.1}}, True),
+    "wrpo_ipo": (QUADRUPLE, {"type": "wrpo", "objective": "ipo", "tau": 0.01, "alpha": 0.1}, True),
+    "wrpo_ln": (QUADRUPLE, {"type": "wrpo", "objective": "ln_dpo", "beta": 10, "alpha": 0.1}, True),
+    "wrpo_simpo": (SET, {"type": "wrpo", "objective": "simpo", "beta": 10, "gamma": 0, "alpha": 0.5}, False),
+}
+
+
+def test_every_loss_is_an_arm_and_has_a_reference_stage_only_if_it_needs_one(tmp_path):
+    arms = {
+        name: {"select": dict(select), "loss": loss, "learning_rate": 1e-6, "global_batch": 8, "max_length": 64}
+        for name, (select, loss, _) in ARMS.items()
+    }
+    (tmp_path / "p.jsonl").touch()
+    prompts = [{"type": "jsonl", "path": str(tmp_path / "p.jsonl"), "domain": "math"}]
+    graph = build(load(tmp_path, {"arms": arms, "prompts": prompts}))
+    for name, (select, _, needs_reference) in ARMS.items():
+        stage = graph.models[name]
+        assert stage.kind == "prefer" and ("reference" in stage.inputs) == needs_reference, name
+        own = select["type"] not in ("source_pair", "response_group") or select.get("of") == "own"
+        assert ("own" in stage.inputs["rows"].inputs) == own, name
+        sources = [n for n in stage.inputs["rows"].inputs if n.startswith("source_")]
+        assert bool(sources) == (select["type"] != "on_policy_pair" and select.get("of") != "own"), name
 
 
 @pytest.mark.parametrize("assignment", ["x", "=1", "a..b=1", "name.x=1"])

@@ -52,6 +52,7 @@ def rendered(**changes):
         "selections": data.selections(),
         "scores": data.scores(),
         "curves": data.curves(),
+        "notices": {},
     } | changes
     return render(parts.pop("summary"), **parts)
 
@@ -114,6 +115,7 @@ def test_hostile_names_stay_text():
         selections={HOSTILE: notes},
         scores={HOSTILE: {"scores": [entry]}},
         curves={HOSTILE: [line, {**line, "step": 2}]},
+        notices={HOSTILE: [{"name": HOSTILE, "step": 3, "text": HOSTILE}]},
     )
     page = Page(text)
     assert "script" not in page.tags and "img" not in page.tags
@@ -123,7 +125,7 @@ def test_hostile_names_stay_text():
 
 def test_missing_parts_say_so():
     nothing = build_summary(recipe_name="r", stages=[], evaluate=None, total_seconds=0.0)
-    page = Page(render(nothing, selections={}, scores={}, curves={}))
+    page = Page(render(nothing, selections={}, scores={}, curves={}, notices={}))
     for text in (
         "no evaluate block",
         "nothing to compare",
@@ -225,3 +227,13 @@ def test_histogram_columns_have_the_share_of_their_bin():
     assert "0 to 0.500: 1 (25.0%)" in text and "0.500 to 1.000: 3 (75.0%)" in text
     heights = [float(h) for h in re.findall(r'class="column"[^>]* height="([\d.]+)"', text)]
     assert heights[1] == pytest.approx(3 * heights[0], rel=0.02)
+
+
+def test_alarms_and_held_out_curves_are_shown():
+    told = {"wrpo": [{"name": "chosen_falling", "step": 40, "text": "the log-probability has fallen by 5.0 nats"}]}
+    lines = [{"step": i, "loss": 0.6, "rewards/margins": 0.1, "eval/loss": 0.5, "lengths/tilt": 0.1} for i in (1, 2)]
+    text = rendered(curves={"wrpo": lines}, notices=told)
+    assert "<b>wrpo</b>, step 40: the log-probability has fallen by 5.0 nats" in text
+    assert "Held-out loss" in text and "Length tilt" in text and "Held-out reward accuracy" not in text
+    quiet = rendered(curves={"wrpo": [{"step": 1, "loss": 0.6}]})
+    assert "Noticed while training" not in quiet and "Held-out loss" not in quiet

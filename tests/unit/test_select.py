@@ -1,6 +1,7 @@
 """Selection rules: worked examples, what is dropped and why, and properties over random groups."""
 
 import dataclasses
+import functools
 import random
 from collections import Counter
 
@@ -9,8 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fusion.rows import Finish, PreferencePair, PreferenceQuadruple, SftExample, roles
-from fusion.select import RULES, Best, Drop, OnPolicyPair, PromptGroup, Quadruple, Reason, SourcePair, Split
+from fusion.rows import (
+    Finish,
+    PreferencePair,
+    PreferenceQuadruple,
+    PreferenceSet,
+    ResponseGroup,
+    SftExample,
+    responses_of,
+    roles,
+)
+from fusion.select import (
+    RULES,
+    Best,
+    Drop,
+    Group,
+    OnPolicyPair,
+    PromptGroup,
+    Quadruple,
+    Reason,
+    SourcePair,
+    SourceSet,
+    Split,
+)
 from scored import answers, prompt, scored
 
 
@@ -52,6 +74,58 @@ def test_source_pair_over_all_sources_or_within_the_best_one():
     assert taken(SourcePair(same_source=True)(group(sources))) == {"chosen": ("a", 5.0), "rejected": ("a", 3.0)}
 
 
+def held(row) -> dict[str, list[tuple[str, float]]]:
+    return {role: [(a.response.model, a.score) for a in responses_of(row, role)] for role in roles(type(row))}
+
+
+def test_preference_set_is_the_best_of_the_best_sources_and_the_worst_source_answers():
+    sources = [*answers("a", 5.0, 1.0), *answers("b", 7.0), *answers("c", 2.0)]
+    own = answers("sft", 2.0, 4.0, 0.0)
+    row = SourceSet(source_chosen=2, source_rejected=1)(group(sources, own))
+    assert isinstance(row, PreferenceSet) and held(row) == {
+        "source_chosen": [("b", 7.0), ("a", 5.0)],
+        "target_chosen": [("sft", 4.0)],
+        "source_rejected": [("a", 1.0)],
+        "rejected": [("sft", 0.0)],
+    }
+    more = SourceSet(source_chosen=9, source_rejected=9)(group(sources, own))
+    assert held(more)["source_chosen"] == [("b", 7.0), ("a", 5.0), ("c", 2.0)]
+    assert held(more)["source_rejected"] == [("a", 1.0)]  # all others are chosen
+
+
+def test_preference_set_avoids_no_answer_that_ties_with_or_repeats_a_chosen_one():
+    own = answers("sft", 2.0, 4.0)
+    tied = SourceSet(source_chosen=1, source_rejected=2)(group(answers("a", 5.0, 5.0), own))
+    assert held(tied)["source_rejected"] == []
+    between = SourceSet(source_chosen=2, source_rejected=2)(
+        group([*answers("a", 5.0, 3.0), *answers("b", 2.0, 1.0)], own)
+    )
+    assert held(between)["source_rejected"] == [("b", 1.0)]  # a's 3 is better than b's chosen 2
+    same = [scored("a", 5.0, 0, text="x"), scored("b", 1.0, 0, text="x"), scored("b", 2.0, 1, text="y")]
+    row = SourceSet(source_chosen=1, source_rejected=2)(group(same, own))
+    assert held(row)["source_rejected"] == [("b", 2.0)]
+
+
+def test_response_group_is_all_answers_of_the_sources_of_the_best_one_or_of_the_target():
+    sources = [*answers("a", 3.0, 5.0), *answers("b", 1.0, 4.0)]
+    whole = group(sources, answers("sft", 2.0, 6.0))
+    row = Group()(whole)
+    assert isinstance(row, ResponseGroup)
+    assert held(row) == {"responses": [("a", 5.0), ("b", 4.0), ("a", 3.0), ("b", 1.0)]}
+    assert held(Group(of="best_source")(whole)) == {"responses": [("a", 5.0), ("a", 3.0)]}
+    assert held(Group(of="own")(whole)) == {"responses": [("sft", 6.0), ("sft", 2.0)]}
+
+
+def test_groups_say_which_answers_they_need():
+    assert [(Group(of=of).needs_own, Group(of=of).needs_sources) for of in ("sources", "best_source", "own")] == [
+        (False, True),
+        (False, True),
+        (True, False),
+    ]
+    with pytest.raises(ValidationError, match="of: own needs side: preference, not all"):
+        Group(of="own", side="all")
+
+
 OWN = answers("sft", 1.0, 2.0)
 CUT = (scored("a", 1.0, finish=Finish.length),)
 SAME = (scored("sft", 1.0, 0, text="x"), scored("sft", 2.0, 1, text="x"))
@@ -72,6 +146,18 @@ SAME = (scored("sft", 1.0, 0, text="x"), scored("sft", 2.0, 1, text="x"))
         (OnPolicyPair(), group((), SAME), Reason.identical_text),
         (SourcePair(), group(answers("a", 2.0, 2.0)), Reason.tie),
         (SourcePair(same_source=True), group([*answers("a", 5.0), *answers("b", 1.0)]), Reason.single_response),
+        (SourceSet(source_chosen=2), group((), OWN), Reason.no_source_response),
+        (SourceSet(source_chosen=2), group(CUT, OWN), Reason.only_truncated),
+        (SourceSet(source_chosen=2), group(answers("a", 1.0)), Reason.no_own_response),
+        (SourceSet(source_chosen=2), group(answers("a", 1.0), answers("sft", 2.0, 2.0)), Reason.tie),
+        (Group(), group((), OWN), Reason.no_source_response),
+        (Group(), group(CUT), Reason.only_truncated),
+        (Group(), group(answers("a", 1.0)), Reason.single_response),
+        (Group(), group([*answers("a", 1.0), *answers("b", 1.0)]), Reason.tie),
+        (Group(of="best_source"), group([*answers("a", 5.0), *answers("b", 1.0)]), Reason.single_response),
+        (Group(of="own"), group(answers("a", 1.0, 2.0)), Reason.no_own_response),
+        (Group(min_margin=1.5), group(answers("a", 1.0, 2.0)), Reason.below_margin),
+        (Group(max_margin=0.5), group(answers("a", 1.0, 2.0)), Reason.above_margin),
     ],
 )
 def test_drops_have_their_reason(rule, given_group, reason):
@@ -88,7 +174,7 @@ def test_a_window_that_nothing_can_pass_is_refused():
         Quadruple(min_margin=0.2, max_margin=0.1)
 
 
-@pytest.mark.parametrize("rule", [Quadruple, OnPolicyPair])
+@pytest.mark.parametrize("rule", [Quadruple, OnPolicyPair, functools.partial(SourceSet, source_chosen=1)])
 def test_rules_on_own_answers_are_for_the_preference_side(rule):
     with pytest.raises(ValidationError, match="preference"):
         rule(side="all")
@@ -121,6 +207,12 @@ def test_every_rule_keeps_its_promises(rule_type, data):
             "min_margin": data.draw(st.sampled_from([0.0, 0.5])),
             "max_margin": data.draw(st.sampled_from([None, 0.5])),
         }
+    if rule_type is SourceSet:
+        fields |= {
+            name: data.draw(st.integers(least, 3)) for name, least in (("source_chosen", 1), ("source_rejected", 0))
+        }
+    if rule_type is Group:
+        fields |= {"of": data.draw(st.sampled_from(["sources", "best_source", "own"]))}
     rule = rule_type(**fields)
     whole = data.draw(groups())
     outcome = rule(whole)
@@ -131,18 +223,60 @@ def test_every_rule_keeps_its_promises(rule_type, data):
     if isinstance(outcome, Drop):
         return
     assert type(outcome) is rule.row_type and outcome.prompt == whole.prompt
-    rows = {role: getattr(outcome, role) for role in roles(rule.row_type)}
-    for role, row in rows.items():
-        pool = whole.own if row.response.model == "sft" else whole.source
-        usable = [a for a in pool if rule.allow_length or a.response.finish_reason is Finish.stop]
-        assert row in usable
-        extreme = min if role == "rejected" else max
-        assert row.score == extreme(a.score for a in usable)
-    if "rejected" in rows:
-        chosen = rows.get("target_chosen", rows.get("chosen"))
-        margin = chosen.score - rows["rejected"].score
+    rows = {role: responses_of(outcome, role) for role in roles(rule.row_type)}
+    for role, responses in rows.items():
+        for row in responses:
+            assert row in usable(rule, whole.own if row.response.model == "sft" else whole.source)
+        if responses:
+            pool = usable(rule, whole.own if responses[0].response.model == "sft" else whole.source)
+            extreme = min if role == "rejected" else max
+            assert role == "source_rejected" or responses[0].score == extreme(a.score for a in pool)
+        scores = [row.score for row in responses]
+        assert scores == sorted(scores, reverse=role != "source_rejected")
+        assert len({(row.response.model, row.response.sample) for row in responses}) == len(responses)
+    if "min_margin" in rule_type.model_fields:
+        chosen = rows.get("target_chosen") or rows.get("chosen") or rows["responses"]
+        rejected = rows.get("rejected", chosen)[-1]
+        margin = chosen[0].score - rejected.score
         assert margin > 0 and margin >= rule.min_margin and margin <= (rule.max_margin or margin)
-        assert chosen.response.text != rows["rejected"].response.text
+        assert "responses" in rows or chosen[0].response.text != rejected.response.text
+
+
+def usable(rule, pool):
+    return [a for a in pool if rule.allow_length or a.response.finish_reason is Finish.stop]
+
+
+@given(groups(), st.integers(0, 5), st.integers(1, 3), st.integers(0, 3))
+def test_preference_sets_have_one_answer_per_source_and_extend_quadruples(whole, seed, most, avoided):
+    """One source and nothing to avoid is the quadruple, ties and drops included; more only adds answers."""
+    row = SourceSet(seed=seed, source_chosen=most, source_rejected=avoided)(whole)
+    least, quadruple = SourceSet(seed=seed, source_chosen=1)(whole), Quadruple(seed=seed)(whole)
+    if isinstance(row, Drop):
+        assert row == least == quadruple
+        return
+    assert isinstance(least, PreferenceSet) and isinstance(quadruple, PreferenceQuadruple)
+    assert least.source_chosen == row.source_chosen[:1] == (quadruple.source_chosen,)
+    assert least.source_rejected == ()
+    assert (row.target_chosen, row.rejected) == (quadruple.target_chosen, quadruple.rejected)
+    finished = [a for a in whole.source if a.response.finish_reason is Finish.stop]
+    models = [a.response.model for a in row.source_chosen]
+    assert len(set(models)) == len(models) == min(most, len({a.response.model for a in finished}))
+    for answer in row.source_chosen:
+        assert answer.score == max(a.score for a in finished if a.response.model == answer.response.model)
+    texts = {a.response.text for a in row.source_chosen}
+    below = [a.score for a in finished if a.score < row.source_chosen[-1].score and a.response.text not in texts]
+    assert [a.score for a in row.source_rejected] == sorted(below)[:avoided]
+
+
+@given(groups(), st.integers(0, 5), st.sampled_from(["sources", "best_source", "own"]))
+def test_response_groups_leave_out_no_answer(whole, seed, of):
+    row = Group(seed=seed, of=of)(whole)
+    if isinstance(row, Drop):
+        return
+    pool = usable(Group(), whole.own if of == "own" else whole.source)
+    if of == "best_source":
+        pool = [a for a in pool if a.response.model == row.responses[0].response.model]
+    assert Counter(map(id, row.responses)) == Counter(map(id, pool))
 
 
 @given(groups(), st.integers(0, 5))

@@ -13,8 +13,16 @@ from fusion import artifact as files
 from fusion.artifact import Artifact
 from fusion.config import Config
 from fusion.errors import ArtifactError, InputError
-from fusion.rows import Finish, PreferenceQuadruple, Prompt, ScoredResponse, SftExample
-from fusion.select import Best, Quadruple, Rule, Split
+from fusion.rows import (
+    Finish,
+    PreferenceQuadruple,
+    PreferenceSet,
+    Prompt,
+    ResponseGroup,
+    ScoredResponse,
+    SftExample,
+)
+from fusion.select import Best, Group, Quadruple, Rule, SourceSet, Split
 from fusion.stage import Stage, StageContext, StageResult, run_stage
 from fusion.stages import select
 from fusion.stages.statistics import histogram
@@ -115,6 +123,36 @@ def test_quadruples_cover_the_other_side_with_every_drop_named(tmp_path):
     assert notes["margins"]["n"] == len(rows) == sum(w["count"] for w in notes["wins"].values())
     assert notes["domains"]["math"]["prompts"] + notes["domains"]["words"]["prompts"] == 20
     assert notes["lengths"]["rejected"] == {"mean_tokens": 3.0, "mean_characters": len("answer 0 of sft")}
+
+
+def test_sets_and_groups_are_counted_by_their_best_answer_and_by_every_response(tmp_path):
+    """A row is won by the source of its best answer; margins of groups are best minus worst; lengths are of responses."""
+    prompts, sources, own, _ = world()
+    sets = run_select(tmp_path, SourceSet(source_chosen=2, source_rejected=1), prompts, sources, own)
+    rows = list(sets.rows(PreferenceSet))
+    notes = sets.manifest.notes
+    won = {s: sum(r.source_chosen[0].response.model == s for r in rows) for s in SOURCES}
+    assert {s: w["count"] for s, w in notes["wins"].items()} == won and min(won.values()) > 0
+    assert notes["margins"]["mean"] == pytest.approx(np.mean([r.target_chosen.score - r.rejected.score for r in rows]))
+    assert set(notes["lengths"]) == {"source_chosen", "target_chosen", "source_rejected", "rejected"}
+    assert max(len(r.source_chosen) for r in rows) == 2
+
+    sources["a"] = [_with_tokens(row, 9 if row.response.sample == 0 else 3) for row in sources["a"]]
+    groups = run_select(tmp_path / "groups", Group(of="best_source"), prompts, sources)
+    rows = list(groups.rows(ResponseGroup))
+    notes = groups.manifest.notes
+    spans = [max(a.score for a in r.responses) - min(a.score for a in r.responses) for r in rows]
+    assert notes["margins"]["n"] == len(rows) and notes["margins"]["mean"] == pytest.approx(np.mean(spans))
+    tokens = [len(a.response.token_ids) for r in rows for a in r.responses]
+    assert notes["lengths"] == {
+        "responses": {"mean_tokens": pytest.approx(np.mean(tokens)), "mean_characters": len("answer 0 of a")}
+    }
+    assert 3 < np.mean(tokens) < 9
+    assert notes["drops"] == {"tie": 1}
+
+
+def _with_tokens(row: ScoredResponse, num: int) -> ScoredResponse:
+    return dataclasses.replace(row, response=dataclasses.replace(row.response, token_ids=tuple(range(num))))
 
 
 def test_sft_and_preference_share_no_prompt_and_side_all_takes_every_one(tmp_path):

@@ -1,0 +1,143 @@
+"""Training rows: what they refuse, which responses they hold, and their way through Arrow and Parquet."""
+
+import dataclasses
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion.errors import ArtifactError
+from fusion.rows import (
+    TRAINING_ROWS,
+    Finish,
+    PreferencePair,
+    PreferenceQuadruple,
+    PreferenceSet,
+    Response,
+    ResponseGroup,
+    ScoredResponse,
+    SftExample,
+    Verdict,
+    from_table,
+    group_roles,
+    responses_of,
+    roles,
+    schema_of,
+    to_table,
+)
+from scored import prompt, scored
+
+A, B, C = scored("a", 5.0), scored("b", 4.0), scored("c", 1.0)
+BEST, WORST = scored("sft", 3.0, 0), scored("sft", 0.0, 1)
+
+# ---- invariants -------------------------------------------------------------------------------
+
+
+def test_sets_and_groups_hold_their_responses_in_order():
+    row = PreferenceSet(prompt(), (A, B), BEST, (C,), WORST)
+    assert roles(PreferenceSet) == ("source_chosen", "target_chosen", "source_rejected", "rejected")
+    held = {role: responses_of(row, role) for role in roles(PreferenceSet)}
+    assert held == {"source_chosen": (A, B), "target_chosen": (BEST,), "source_rejected": (C,), "rejected": (WORST,)}
+    assert group_roles(PreferenceSet) == {"source_chosen", "source_rejected"}
+    assert group_roles(ResponseGroup) == {"responses"} and group_roles(PreferenceQuadruple) == frozenset()
+    assert responses_of(ResponseGroup(prompt(), (A, C)), "responses") == (A, C)
+    assert row.row_id == ResponseGroup(prompt(), (A, C)).row_id == "p"
+
+
+def test_least_sizes_are_allowed():
+    assert PreferenceSet(prompt(), (A,), BEST, (), WORST).source_rejected == ()
+    assert len(ResponseGroup(prompt(), (A, A)).responses) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PreferenceSet(prompt(), (), BEST, (), WORST), "row p: source_chosen is empty"),
+        (
+            lambda: PreferenceSet(prompt(), (A,), WORST, (), BEST),
+            r"row p: chosen score 0\.0 is not above rejected score 3",
+        ),
+        (lambda: PreferenceSet(prompt(), (A,), BEST, (), BEST), "is not above rejected score"),
+        (lambda: PreferenceSet(prompt(), (A,), BEST, (), C), "target_chosen is of sft but rejected of c"),
+        (lambda: PreferenceSet(prompt(), (A, BEST), BEST, (), WORST), "a source answer is of sft, the target itself"),
+        (lambda: PreferenceSet(prompt(), (A,), BEST, (WORST,), WORST), "a source answer is of sft, the target itself"),
+        (lambda: PreferenceSet(prompt(), (A, C), BEST, (B,), WORST), "not above every source_rejected"),
+        (lambda: PreferenceSet(prompt(), (C,), BEST, (C,), WORST), "not above every source_rejected"),
+        (lambda: PreferenceSet(prompt("q"), (A,), BEST, (), WORST), "row q: response of a answers p"),
+        (lambda: PreferenceSet(prompt(), (A,), BEST, (scored("c", 1.0, prompt_id="q"),), WORST), "of c answers q"),
+        (lambda: ResponseGroup(prompt(), (A,)), "row p: 1 responses; a group needs at least two"),
+        (lambda: ResponseGroup(prompt(), ()), "row p: 0 responses"),
+        (lambda: ResponseGroup(prompt(), (A, scored("c", 1.0, prompt_id="q"))), "row p: response of c answers q"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ---- Arrow ------------------------------------------------------------------------------------
+
+TEXT = st.text('aé日🙂\n"\0', max_size=4)
+
+
+@st.composite
+def answers_of(draw, model: str, score: st.SearchStrategy[float]):
+    response = Response(
+        "p", model, draw(st.integers(0, 9)), "sample", draw(TEXT), tuple(draw(st.lists(st.integers(0, 9), max_size=3))),
+        draw(st.sampled_from(Finish)), draw(st.integers(0, 2**62)), 3, "t",
+    )  # fmt: skip
+    objectives = draw(st.dictionaries(TEXT, st.floats(-1, 1), max_size=2))
+    verdict = draw(st.none() | st.sampled_from(Verdict))
+    return ScoredResponse(response, draw(score), "s", objectives, verdict, draw(st.booleans()))
+
+
+@st.composite
+def training_rows(draw, row_type: type):
+    above, below = st.floats(1, 2), st.floats(-2, 0)
+    tests = tuple(draw(st.lists(TEXT, max_size=2)))
+    asked = dataclasses.replace(prompt(), reference=draw(st.none() | TEXT), tests=tests)
+    weight = draw(st.floats(0, 2))
+    good, bad = answers_of("sft", above), answers_of("sft", below)
+    many = st.lists(answers_of("a", above), min_size=1, max_size=3).map(tuple)
+    few = st.lists(answers_of("b", below), max_size=2).map(tuple)
+    if row_type is SftExample:
+        return SftExample(asked, draw(good), weight)
+    if row_type is PreferencePair:
+        return PreferencePair(asked, draw(good), draw(bad), weight)
+    if row_type is PreferenceQuadruple:
+        return PreferenceQuadruple(asked, draw(answers_of("a", above)), draw(good), draw(bad), weight)
+    if row_type is PreferenceSet:
+        return PreferenceSet(asked, draw(many), draw(good), draw(few), draw(bad), weight)
+    assert row_type is ResponseGroup
+    return ResponseGroup(asked, (*draw(many), *draw(many)), weight)
+
+
+@pytest.mark.parametrize("row_type", TRAINING_ROWS)
+@settings(deadline=None)  # the first call derives the schema
+@given(data=st.data())
+def test_every_training_row_comes_back_from_arrow_as_it_was(row_type, data):
+    rows = data.draw(st.lists(training_rows(row_type), max_size=3))
+    table = to_table(rows, row_type)
+    assert table.schema.equals(schema_of(row_type))
+    assert list(from_table(table, row_type)) == rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [PreferenceSet(prompt(), (A, B), BEST, (), WORST, 0.5), ResponseGroup(prompt(), (A, B, C), 0.25)],
+    ids=lambda row: type(row).__name__,
+)
+def test_groups_come_back_from_parquet_as_they_were(tmp_path, row):
+    """Empty groups and groups of different sizes, with the schema that readers compare."""
+    rows = [row, dataclasses.replace(row, weight=2.0)]
+    pq.write_table(to_table(rows, type(row)), tmp_path / "rows.parquet")
+    assert list(from_table(pq.read_table(tmp_path / "rows.parquet"), type(row))) == rows
+
+
+def test_rows_of_another_type_are_refused_with_both_schemas():
+    table = to_table([ResponseGroup(prompt(), (A, B))], ResponseGroup)
+    with pytest.raises(ArtifactError, match=r"not PreferenceSet(?s:.*)source_chosen(?s:.*)found(?s:.*)responses"):
+        list(from_table(table, PreferenceSet))
+    with pytest.raises(TypeError, match="expected PreferenceSet, got ResponseGroup"):
+        to_table([ResponseGroup(prompt(), (A, B))], PreferenceSet)
