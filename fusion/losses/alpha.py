@@ -8,6 +8,7 @@ point and a run of no steps divides by zero; here it is t / (N - 1), guarded.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -39,9 +40,9 @@ class _Moving(Config):
     to: float = Field(ge=0, le=1)
     """alpha of the last optimizer step."""
 
+    @abc.abstractmethod
     def way(self, progress: float) -> float:
         """Return the part of the way from `from` to `to` at `progress`; both run from 0 to 1."""
-        raise NotImplementedError
 
     def value_at(self, step: int, total_steps: int) -> float:
         """Return alpha at optimizer step `step` (0-based) of `total_steps`."""

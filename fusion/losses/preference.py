@@ -15,6 +15,7 @@ Legend: B = rows of a batch; role values are (B,) or (B, K), K = most responses 
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
@@ -49,13 +50,13 @@ class Objective(Config):
     nll_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen responses' mean negative log-likelihood per token, added to the loss; 0 = without."""
 
+    @abc.abstractmethod
     def rewards(self, policy: SequenceLogps, reference: SequenceLogps | None) -> dict[str, torch.Tensor]:
         """Return role -> reward of each response, in the shapes of `policy`; 0 for an absent response."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def losses(self, margins_B: torch.Tensor) -> torch.Tensor:
         """Return (B,) losses of (B,) margins."""
-        raise NotImplementedError
 
 
 class LogisticObjective(Objective):

@@ -18,7 +18,7 @@ Legend: H heads, G key/value heads, T tokens, Q and J query and key tokens of on
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,31 +30,13 @@ NAME = "fuseline_trees"
 """The implementation's name in transformers."""
 
 
-class _Kernel(Protocol):
-    """Attention of one range of queries on one range of keys, with log-sum-exps (1, H, Q).
-
-    Query i stands at position `offset` + i where key 0 stands at 0, and sees keys up to its own position.
-    """
-
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offset: int
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-    def backward(
-        self,
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        o: torch.Tensor,
-        lse: torch.Tensor,
-        offset: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Flash:
-    """PyTorch's flash attention for CPUs; it knows grouped heads, and neither window nor softcap."""
+    """PyTorch's flash attention for CPUs; it knows grouped heads, and neither window nor softcap.
+
+    As every kernel: attention of one range of queries on one range of keys, with log-sum-exps (1, H, Q). Query i stands at
+    position `offset` + i where key 0 stands at 0, and sees keys up to its own position.
+    """
 
     scale: float
 
@@ -142,6 +124,9 @@ class _Dense:
         return torch.exp(scores - lse.unsqueeze(-1)).masked_fill(hidden, 0.0)
 
 
+_Kernel = _Flash | _Dense
+
+
 def _wide(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -173,7 +158,7 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]  # typed, where torch has *args
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: Trees, kernels: "_Kernels"
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: Trees, kernels: _Kernels
     ) -> torch.Tensor:
         out = _like_tokens(q, v.shape[-1])
         lse = q.new_zeros(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
@@ -211,11 +196,10 @@ def _branches_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, tree: Tree, kernel: _Kernel
 ) -> None:
     """Write output and log-sum-exp of the branches of one tree."""
-    prompt, all_of_them = slice(tree.start, tree.prompt_stop), slice(tree.trunk_stop, tree.stop)
+    all_of_them = slice(tree.trunk_stop, tree.stop)
     seen, seen_lse = _on_prompt(q, k, v, tree, kernel)
     for a, b in tree.branches:
         out[:, :, a:b], lse[:, :, a:b] = kernel.forward(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], 0)
-    assert prompt.stop > prompt.start, "a prompt has at least one token"
     own_lse = lse[:, :, all_of_them]
     both = torch.logaddexp(own_lse, seen_lse)
     own_share, seen_share = (torch.exp(x - both).unsqueeze(-1).to(out.dtype) for x in (own_lse, seen_lse))

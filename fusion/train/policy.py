@@ -2,7 +2,7 @@
 
 The one idea: the trunk runs over a packed pass (`packing.py`), hidden states are gathered where a response token is
 predicted, and the fused head (`head.py`) runs on those rows alone. What a family does otherwise than we think is found
-by a probe before the first step: packed log-probabilities and gradients against the model's own forward pass, one response
+by a probe before the first step: packed log-probabilities against those of the model's own forward pass, one response
 at a time. Where they differ, the next simpler layout is taken, and the training says so.
 """
 
@@ -146,7 +146,7 @@ class Probe:
     """Why faster layouts were passed over, in order."""
 
 
-def choose_layout(policy: PolicyModel, *, name: str, wanted: Layout = Layout.shared) -> Probe:
+def choose_layout(policy: PolicyModel, *, name: str) -> Probe:
     """Give the policy the fastest layout that computes what the model's own forward pass computes, and say which.
 
     Raises:
@@ -157,9 +157,8 @@ def choose_layout(policy: PolicyModel, *, name: str, wanted: Layout = Layout.sha
     expected_S = torch.stack(
         [_plain_logp(policy.model, row.prompt_ids, ids) for row in rows for ids in _responses(row)]
     )
-    layouts = list(Layout)[list(Layout).index(wanted) :]
     refused: list[str] = []
-    for layout in layouts:
+    for layout in Layout:
         policy.use(layout)
         fault = _fault(policy, rows, expected_S)
         if fault is None:
