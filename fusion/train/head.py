@@ -4,8 +4,8 @@ The one idea: the gradient of a log-probability with respect to its logits is `o
 logits are; only a scalar per response, dL/dlogp, is missing, and a preference loss knows it when all responses of
 one row have their log-probabilities. So rows are taken in groups: logits of the group's response tokens, log-softmax in
 place, the loss of its rows, and at once the gradients of hidden states and weight (three matrix products, no second
-pass over the vocabulary). Then the group's buffer is used again. A row that is larger than the buffer is gone through
-twice, block by block (four products).
+pass over the vocabulary). Then the group's buffer is used again. A row beyond a cap is gone through twice, block by
+block (four products).
 
 Softmax, log-probabilities, loss and the weight's gradient are fp32 or wider; sums over a response are float64. The
 head's module runs this *as its own forward*, because that is where ZeRO-3 gathers its weight and spreads its gradient.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fusion.train.memory import GROUP_BYTES
+from fusion.train.memory import HeadLimits
 from fusion.train.packing import LEAST_ROWS, PackedBatch
 
 BLOCK_BYTES = 2**20
@@ -66,11 +66,11 @@ class HeadJob:
     rule: LogitRule
     objective: Objective | None
     """None: log-probabilities only."""
-    group_bytes: int = GROUP_BYTES
+    limits: HeadLimits = HeadLimits()
 
     def groups(self, vocabulary: int) -> Iterator[_Group]:
-        """Cut the rows into groups of at most `group_bytes` of fp32 logits; a larger row is a group of its own."""
-        most = max(1, self.group_bytes // (4 * vocabulary))
+        """Cut the rows into groups of at most `limits.group`; a larger row is a group of its own."""
+        most = self.limits.group // (4 * vocabulary)
         starts = self.batch.response_starts()
         tokens = np.concatenate([[0], np.cumsum(self.batch.num_tokens_S)])[starts]
         first = 0
@@ -142,25 +142,28 @@ class _Work:
         self.factor = weight_VH.detach().to(self.narrow)
         train = job.objective is not None
         self.grad_hidden = torch.empty_like(hidden_NH) if train and needs[0] else None
-        self.grad_weight = torch.zeros_like(weight_VH, dtype=self.wide) if train and needs[1] else None
+        self.trains_weight = train and needs[1]
+        self.grad_weight: torch.Tensor | None = None
+        """The first group writes it: zeros would be one more pass over a matrix of the vocabulary."""
         self.grad_bias = (
             torch.zeros_like(bias_V, dtype=self.wide) if train and bias_V is not None and needs[2] else None
         )
-        most = max((g.num_tokens for g in job.groups(len(weight_VH))), default=0)
-        self.buffer_tokens = min(most, max(1, job.group_bytes // (4 * len(weight_VH))))
-        self.buffer = torch.empty(
-            max(LEAST_ROWS, self.buffer_tokens), len(weight_VH), dtype=self.wide, device=hidden_NH.device
-        )
+        most = max((self._block_tokens(group) for group in job.groups(len(weight_VH))), default=0)
+        self.buffer = torch.empty(max(LEAST_ROWS, most), len(weight_VH), dtype=self.wide, device=hidden_NH.device)
 
     def grads(self) -> tuple[torch.Tensor | None, ...]:
         found = ((self.grad_hidden, self.hidden), (self.grad_weight, self.weight), (self.grad_bias, self.bias))
         return tuple(None if grad is None else grad.to(like.dtype) for grad, like in found)  # type: ignore[union-attr]
 
+    def _block_tokens(self, group: _Group) -> int:
+        return self.job.limits.most_tokens(group.num_tokens, vocabulary=len(self.weight))
+
     def do(self, group: _Group) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the group's loss and log-probabilities; add its gradients."""
         start, stop = group.tokens
         counts = list(self.job.batch.num_tokens_S[slice(*group.responses)])
-        blocks = [(a, min(a + self.buffer_tokens, stop)) for a in range(start, stop, self.buffer_tokens)]
+        size = self._block_tokens(group)
+        blocks = [(a, min(a + size, stop)) for a in range(start, stop, size)]
         whole = len(blocks) == 1
         found = [self._log_softmax(a, b) for a, b in blocks]
         logps_N = found[0] if whole else torch.cat(found)
@@ -227,9 +230,11 @@ class _Work:
         sides_n1 = -rule.scale * slopes_n[:, None]
         if self.grad_hidden is not None:
             self.grad_hidden[start:stop] = (self._times(error, self.factor) * sides_n1).to(self.grad_hidden.dtype)
-        if self.grad_weight is not None:
+        if self.trains_weight:
             weighted = (self.hidden[start:stop].to(self.wide) * sides_n1).to(self.narrow)
-            if self.narrow == self.wide:
+            if self.grad_weight is None:
+                self.grad_weight = self._times(error.t(), weighted)
+            elif self.narrow == self.wide:
                 self.grad_weight.addmm_(error.t(), weighted)
             else:
                 self.grad_weight += self._times(error.t(), weighted)

@@ -27,10 +27,27 @@ BUCKET_NUMEL = 500_000_000
 """Gradients that are flattened into one buffer before they are reduced (DeepSpeed's default)."""
 LIVE_NUMEL = 1_000_000_000
 """Weights that ZeRO-3 keeps gathered during a pass (DeepSpeed's default)."""
-GROUP_BYTES = 256 * 2**20
-"""Logits, in fp32, that the fused head has at a time; below about 200 tokens its products lose speed."""
 LIBRARIES = 100 * 2**20
 """Measured on CPUs: what a worker imports while it trains."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Bytes of fp32 logits that the fused head has at a time.
+
+    Example: over 128k tokens of vocabulary a group is 262 response tokens, and a row of up to 1048 is held whole.
+    """
+
+    group: int = 128 * 2**20
+    """Rows are put together up to this: below about 200 tokens products lose speed, beyond 400 they gain none."""
+    row: int = 512 * 2**20
+    """One row is held whole up to this, and gone through twice, a group's size at a time, above."""
+
+    def most_tokens(self, num_tokens: int, *, vocabulary: int) -> int:
+        """Return how many tokens of a group of `num_tokens` have their logits at one time."""
+        if num_tokens <= max(self.group, self.row) // (4 * vocabulary):
+            return max(1, num_tokens)
+        return max(1, self.group // (4 * vocabulary))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,11 +114,14 @@ def _num_parameters(file: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-def estimate(size: ModelSize, config: TrainConfig, placement: TrainPlacement, *, pass_tokens: int) -> MemoryEstimate:
+def estimate(
+    size: ModelSize, config: TrainConfig, placement: TrainPlacement, *, pass_tokens: int, row_tokens: int
+) -> MemoryEstimate:
     """Return what one worker will need at its peak.
 
     Args:
         pass_tokens: most tokens of one forward pass on one worker.
+        row_tokens: most response tokens of one row.
     """
     shards, stage, parameters = placement.workers, placement.zero_stage, size.num_parameters
     trained = parameters if config.lora is None else _num_adapters(size, config.lora.rank)
@@ -119,7 +139,9 @@ def estimate(size: ModelSize, config: TrainConfig, placement: TrainPlacement, *,
     else:
         activations = pass_tokens * size.num_layers * layer
     # The fused head: fp32 logits of one group of rows, which become their own gradient, and the weight's gradient in fp32.
-    head = min(GROUP_BYTES, 4 * pass_tokens * size.vocab)
+    limits = HeadLimits()
+    row = 4 * size.vocab * limits.most_tokens(row_tokens, vocabulary=size.vocab)
+    head = min(4 * size.vocab * pass_tokens, max(limits.group, row))
     if config.lora is None:
         head += 4 * size.vocab * size.hidden
     return MemoryEstimate(

@@ -28,15 +28,17 @@ def check_memory(
     meter: Meter,
     *,
     pass_tokens: int,
+    row_tokens: int,
     warn: Callable[[Notice], None],
 ) -> None:
     """Write down what a worker will need, and warn where the workers of a machine (or GPU) do not fit.
 
     Args:
         pass_tokens: most tokens of one forward pass on one worker.
+        row_tokens: most response tokens of one row.
         warn: called on rank 0 only.
     """
-    need = estimate(model_size(model_folder), config, placement, pass_tokens=pass_tokens)
+    need = estimate(model_size(model_folder), config, placement, pass_tokens=pass_tokens, row_tokens=row_tokens)
     # Workers of one device share what it has: GPUs by their number, else the machine.
     mine = (socket.gethostname(), meter.device_name, meter.available())
     places: list[tuple[str, str, int | None]] = [mine] * dist.get_world_size()

@@ -19,7 +19,7 @@ from fusion.errors import ModelError
 from fusion.train import attention
 from fusion.train.encode import EncodedRow
 from fusion.train.head import HeadJob, LogitRule, Objective, run_head
-from fusion.train.memory import GROUP_BYTES
+from fusion.train.memory import HeadLimits
 from fusion.train.packing import Layout, PackedBatch, pack
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,12 @@ class PolicyModel(nn.Module):
     """The model as a module whose forward gives loss and log-probabilities, so that DeepSpeed wraps one call."""
 
     def __init__(
-        self, model: PreTrainedModel, *, layout: Layout = Layout.shared, group_bytes: int = GROUP_BYTES
+        self, model: PreTrainedModel, *, layout: Layout = Layout.shared, limits: HeadLimits | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.rule = LogitRule.of(model.config.get_text_config().to_dict())
-        self.group_bytes = group_bytes
+        self.limits = limits or HeadLimits()
         self._last_mlp = _LastMlp.of(model)
         self.use(layout)
 
@@ -92,7 +92,7 @@ class PolicyModel(nn.Module):
             **packed,
         ).last_hidden_state
         hidden_NH = hidden_WTH.flatten(0, 1)[batch.predict_N]
-        return run_head(self._head(), hidden_NH, HeadJob(batch, self.rule, objective, self.group_bytes))
+        return run_head(self._head(), hidden_NH, HeadJob(batch, self.rule, objective, self.limits))
 
     def _head(self) -> nn.Module:
         head = self.model.get_output_embeddings()

@@ -71,6 +71,7 @@ def _train(run: TrainRun) -> None:
         run.placement,
         meter,
         pass_tokens=run.most_tokens,
+        row_tokens=int(run.data.num_response_tokens.max()),
         warn=run.warn,
     )
     model = prepare(run)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st  # noqa: E402
 import tiny_causal  # noqa: E402
 from fusion.train import policy as policy_module  # noqa: E402
 from fusion.train.encode import EncodedRow  # noqa: E402
+from fusion.train.memory import HeadLimits  # noqa: E402
 from fusion.train.packing import Layout, pack  # noqa: E402
 from fusion.train.policy import PolicyModel, choose_layout  # noqa: E402
 
@@ -110,10 +111,12 @@ def test_padded_layout_equals_plain_passes(family: str) -> None:
     ),
     family=st.sampled_from(["llama", "gemma2", "mistral"]),
     group_tokens=st.integers(1, 60),
+    row_tokens=st.integers(0, 60),
 )
-def test_any_lengths_and_any_head_groups(sizes, family: str, group_tokens: int) -> None:
-    """float64; `group_tokens` reaches from one buffer for all rows down to many blocks a row (the recompute path)."""
-    policy = PolicyModel(tiny_causal.make(family, dtype=torch.float64), group_bytes=group_tokens * ROW_BYTES)
+def test_any_lengths_and_any_head_groups(sizes, family: str, group_tokens: int, row_tokens: int) -> None:
+    """float64; from one buffer for all rows, over rows held whole, down to many blocks a row (the recompute path)."""
+    limits = HeadLimits(group_tokens * ROW_BYTES, row_tokens * ROW_BYTES)
+    policy = PolicyModel(tiny_causal.make(family, dtype=torch.float64), limits=limits)
     assert_equal(policy, tiny_causal.random_rows(sizes=sizes))
 
 
@@ -125,7 +128,7 @@ def test_a_rows_numbers_do_not_depend_on_its_neighbours(family: str) -> None:
     with torch.no_grad():
         _, together = policy(pack(rows, layout=Layout.shared, group_roles=GROUP))
         alone = [policy(pack([row], layout=Layout.shared, group_roles=GROUP))[1] for row in rows]
-        policy.group_bytes = 5 * ROW_BYTES  # other blocks of the head
+        policy.limits = HeadLimits(5 * ROW_BYTES, row=0)  # other blocks of the head
         _, in_blocks = policy(pack(rows[::-1], layout=Layout.shared, group_roles=GROUP))
     assert torch.equal(torch.cat(alone), together)
     assert torch.equal(fused(policy, rows)[2], together)
@@ -230,7 +233,7 @@ def test_head_gradients_in_bf16_are_rounded_once() -> None:
     policy = PolicyModel(tiny_causal.make("llama", dtype=torch.bfloat16))
     names = [n for n, _ in policy.model.named_parameters()]
     whole = dict(zip(names, fused(policy, rows)[1], strict=True))["lm_head.weight"]
-    policy.group_bytes = 8 * ROW_BYTES
+    policy.limits = HeadLimits(8 * ROW_BYTES, row=0)
     cut = dict(zip(names, fused(policy, rows)[1], strict=True))["lm_head.weight"]
     assert (whole.float() - cut.float()).norm() <= 2**-8 * whole.float().norm()
 

@@ -12,7 +12,7 @@ pytest.importorskip("safetensors")
 from safetensors.numpy import save_file  # noqa: E402
 
 from fusion.losses import SftLoss  # noqa: E402
-from fusion.train.memory import GIB, GROUP_BYTES, LIBRARIES, ModelSize, estimate, model_size, too_large  # noqa: E402
+from fusion.train.memory import GIB, LIBRARIES, HeadLimits, ModelSize, estimate, model_size, too_large  # noqa: E402
 from fusion.training import Lora, TrainConfig, TrainPlacement  # noqa: E402
 
 SIZE = ModelSize(num_parameters=1000, num_layers=2, hidden=8, intermediate=16, kv_hidden=4, vocab=50)
@@ -21,7 +21,7 @@ CONFIG = TrainConfig(loss=SftLoss(), learning_rate=1e-3, global_batch=4, max_len
 
 def need(size: ModelSize = SIZE, config: TrainConfig = CONFIG, **placement):
     how = TrainPlacement(**{"workers": 2, "zero_stage": 2, **placement})
-    return estimate(size, config, how, pass_tokens=100)
+    return estimate(size, config, how, pass_tokens=100, row_tokens=40)
 
 
 def test_a_folder_is_read_without_loading_it(tmp_path: Path) -> None:
@@ -49,8 +49,13 @@ def test_worked_sizes() -> None:
 
 
 def test_logits_of_a_large_vocabulary_are_bounded() -> None:
-    large = dataclasses.replace(SIZE, vocab=2_000_000)
-    assert need(large).head == GROUP_BYTES + 2_000_000 * 8 * 4
+    """A row of 40 response tokens is 40 * 4 bytes per token of vocabulary: 320 MB whole, 400 MB whole, 640 MB in groups."""
+    limits = HeadLimits()
+    for vocab, logits in ((2_000_000, 320_000_000), (2_500_000, 400_000_000), (4_000_000, limits.group)):
+        found = need(dataclasses.replace(SIZE, vocab=vocab)).head - 4 * vocab * SIZE.hidden
+        assert abs(found - logits) <= 4 * vocab  # whole tokens
+    # Many short rows are put together up to the size of a group.
+    assert need(dataclasses.replace(SIZE, vocab=500_000)).head == limits.group + 500_000 * 8 * 4
 
 
 def test_adapters_have_the_only_gradients_and_optimizer_state() -> None:
@@ -66,7 +71,7 @@ def test_an_8b_model_on_one_gpu_is_too_much_and_on_eight_it_fits() -> None:
 
     def on(workers: int) -> str | None:
         how = TrainPlacement(workers=workers, zero_stage=3, gradient_checkpointing=True)
-        found = estimate(llama, config, how, pass_tokens=4096)
+        found = estimate(llama, config, how, pass_tokens=4096, row_tokens=3072)
         return too_large(found, 80 * GIB, workers_here=1, where="host (cuda:0)")
 
     assert on(8) is None
