@@ -207,6 +207,10 @@ LLAMA3_8B = ModelShape(hidden=4096, layers=32, intermediate=14_336, vocab=128_25
 # The sigmas put the FLOP limit of 12 such rows in batches of 4 at 2.39x (see `flops`).
 ULTRAFEEDBACK = Lognormal(prompt_median=120, prompt_sigma=0.7, response_median=220, response_sigma=0.38)
 
+# Questions of mixed domains with their reference answers: medians and spreads (standard deviations of the logarithm) over
+# 1,582 of GSM8K, MBPP and AlignBench, in tokens at 4 characters each, 1.6 for Chinese.
+MIXED_DOMAINS = Lognormal(prompt_median=48, prompt_sigma=0.64, response_median=59, response_sigma=1.10)
+
 # Rows per step: about as many as give the peak memory of the released layout that others have measured for these shapes
 # (1.1 to 2.4 GiB at 4k, 3 GiB at 32k, 8.3 GiB at 128k); the ratios hardly depend on it where all lengths are equal.
 SHAPES: dict[str, Shape] = {
@@ -222,6 +226,9 @@ SHAPES: dict[str, Shape] = {
         Shape("128k-256:256", "wrpo", DEEP, Fixed(256, 256), rows=2),
         Shape("128k-512:128", "wrpo", DEEP, Fixed(512, 128), rows=2),
         Shape("sft-ultrafeedback", "sft", SMALL, ULTRAFEEDBACK, rows=16),
+        Shape("sft-mixed", "sft", SMALL, MIXED_DOMAINS, rows=64),
+        Shape("sft-ultrafeedback-32k", "sft", WIDE_VOCAB, ULTRAFEEDBACK, rows=16),
+        Shape("sft-mixed-32k", "sft", WIDE_VOCAB, MIXED_DOMAINS, rows=64),
         Shape(
             "llama3-8b", "wrpo", LLAMA3_8B, ULTRAFEEDBACK, rows=4, num_batches=3, cuda_only=True, share_weights=True
         ),
