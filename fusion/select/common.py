@@ -49,6 +49,10 @@ class PromptGroup:
     """Answers of the target's own (SFT) model."""
 
 
+Pair = tuple[ScoredResponse, ScoredResponse]
+"""A chosen and a rejected answer."""
+
+
 class Ranked(Config):
     """Fields of every rule that ranks answers by score."""
 
@@ -107,13 +111,26 @@ class Paired(Ranked):
             raise ValueError(f"max_margin {self.max_margin} is below min_margin {self.min_margin}; no pair could pass")
         return self
 
-    def extremes(self, responses: Sequence[ScoredResponse]) -> tuple[ScoredResponse, ScoredResponse] | Drop:
+    def sources_and_own_pair(self, group: PromptGroup) -> tuple[tuple[ScoredResponse, ...], Pair] | Drop:
+        """Return the source answers that may be taken and the own pair, or the first drop in this order."""
+        source = self.eligible(group.source, Reason.no_source_response)
+        if isinstance(source, Drop):
+            return source
+        pair = self.own_pair(group)
+        return pair if isinstance(pair, Drop) else (source, pair)
+
+    def own_pair(self, group: PromptGroup) -> Pair | Drop:
+        """Return the best and the worst own answer, or the drop where they are no pair."""
+        own = self.eligible(group.own, Reason.no_own_response)
+        return own if isinstance(own, Drop) else self.extremes(own)
+
+    def extremes(self, responses: Sequence[ScoredResponse]) -> Pair | Drop:
         """Return the best and the worst answer, or the drop where they are no pair."""
         if len(responses) == 1:
             return Drop(Reason.single_response, f"score {responses[0].score:g}")
         return self.checked(self.best(responses), self.worst(responses))
 
-    def checked(self, chosen: ScoredResponse, rejected: ScoredResponse) -> tuple[ScoredResponse, ScoredResponse] | Drop:
+    def checked(self, chosen: ScoredResponse, rejected: ScoredResponse) -> Pair | Drop:
         """Return the pair, or the drop where its scores or texts do not make one."""
         margin = chosen.score - rejected.score
         if margin <= 0:

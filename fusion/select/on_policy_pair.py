@@ -7,7 +7,7 @@ Example: own answers score 2, 4 and 1: the row is (4, 1).
 from typing import ClassVar, Literal
 
 from fusion.rows import PreferencePair
-from fusion.select.common import Drop, Paired, PromptGroup, Reason
+from fusion.select.common import Drop, Paired, PromptGroup
 
 
 class OnPolicyPair(Paired):
@@ -23,6 +23,5 @@ class OnPolicyPair(Paired):
 
     def __call__(self, group: PromptGroup) -> PreferencePair | Drop:
         """Return the row of one prompt, or why there is none."""
-        own = self.eligible(group.own, Reason.no_own_response)
-        pair = own if isinstance(own, Drop) else self.extremes(own)
+        pair = self.own_pair(group)
         return pair if isinstance(pair, Drop) else PreferencePair(group.prompt, *pair)

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from fusion.rows import PreferenceSet, ScoredResponse
-from fusion.select.common import Drop, Paired, PromptGroup, Reason
+from fusion.select.common import Drop, Paired, PromptGroup
 
 
 class SourceSet(Paired):
@@ -34,17 +34,14 @@ class SourceSet(Paired):
 
     def __call__(self, group: PromptGroup) -> PreferenceSet | Drop:
         """Return the row of one prompt, or why there is none."""
-        source = self.eligible(group.source, Reason.no_source_response)
-        if isinstance(source, Drop):
-            return source
-        own = self.eligible(group.own, Reason.no_own_response)
-        pair = own if isinstance(own, Drop) else self.extremes(own)
-        if isinstance(pair, Drop):
-            return pair
+        found = self.sources_and_own_pair(group)
+        if isinstance(found, Drop):
+            return found
+        source, (target_chosen, rejected) = found
         models = {a.response.model for a in source}
         best_of_each = [self.best(a for a in source if a.response.model == model) for model in models]
         chosen = self.best_first(best_of_each)[: self.source_chosen]
-        return PreferenceSet(group.prompt, chosen, pair[0], self._to_avoid(source, chosen), pair[1])
+        return PreferenceSet(group.prompt, chosen, target_chosen, self._to_avoid(source, chosen), rejected)
 
     def _to_avoid(
         self, source: tuple[ScoredResponse, ...], chosen: tuple[ScoredResponse, ...]

@@ -10,7 +10,7 @@ Margins are those of the own pair; the paper does not compare the source answer 
 from typing import ClassVar, Literal
 
 from fusion.rows import PreferenceQuadruple
-from fusion.select.common import Drop, Paired, PromptGroup, Reason
+from fusion.select.common import Drop, Paired, PromptGroup
 
 
 class Quadruple(Paired):
@@ -26,11 +26,8 @@ class Quadruple(Paired):
 
     def __call__(self, group: PromptGroup) -> PreferenceQuadruple | Drop:
         """Return the row of one prompt, or why there is none."""
-        source = self.eligible(group.source, Reason.no_source_response)
-        if isinstance(source, Drop):
-            return source
-        own = self.eligible(group.own, Reason.no_own_response)
-        pair = own if isinstance(own, Drop) else self.extremes(own)
-        if isinstance(pair, Drop):
-            return pair
-        return PreferenceQuadruple(group.prompt, self.best(source), *pair)
+        found = self.sources_and_own_pair(group)
+        if isinstance(found, Drop):
+            return found
+        source, (target_chosen, rejected) = found
+        return PreferenceQuadruple(group.prompt, self.best(source), target_chosen, rejected)
