@@ -105,23 +105,22 @@ Alpha = Annotated[
 ]
 
 
-def learning_rate_weighted_mean_alpha(
-    alpha: AnyAlpha, learning_rates: Sequence[float], *, total_steps: int | None = None
-) -> float:
-    """Return sum(lr_t * alpha_t) / sum(lr_t) over the given steps: the alpha that the updates have seen on average.
+def learning_rate_weighted_mean_alphas(alpha: AnyAlpha, learning_rates: Sequence[float]) -> list[float]:
+    """Return sum(lr_s * alpha_s) / sum(lr_s) over the steps s <= t, for each step t: the alpha that the updates until
+    then have seen on average.
 
     With warmup and cosine decay a ramp from 0 to `a` amounts to about 0.34 * a, so a constant alpha must be
-    compared with this number and not with the end point.
+    compared with the last of these numbers and not with the end point.
 
     Args:
-        learning_rates: rate of steps 0, 1, ... of the run. Where all are zero the plain mean is returned.
-        total_steps: steps of the whole run; None = as many as there are rates. A run under way has fewer rates.
+        learning_rates: rate of every step of the run. As long as all are zero, the plain mean of alpha is returned.
     """
-    assert learning_rates, "no steps"
-    total_steps = len(learning_rates) if total_steps is None else total_steps
-    assert total_steps >= len(learning_rates), f"{len(learning_rates)} rates for {total_steps} steps"
-    values = [alpha.value_at(step, total_steps) for step in range(len(learning_rates))]
-    total = sum(learning_rates)
-    if total == 0:
-        return sum(values) / len(values)
-    return sum(rate * value for rate, value in zip(learning_rates, values, strict=True)) / total
+    means = []
+    sum_rates = sum_weighted = sum_plain = 0.0
+    for step, rate in enumerate(learning_rates):
+        value = alpha.value_at(step, len(learning_rates))
+        sum_rates += rate
+        sum_weighted += rate * value
+        sum_plain += value
+        means.append(sum_weighted / sum_rates if sum_rates else sum_plain / (step + 1))
+    return means

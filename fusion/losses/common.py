@@ -94,12 +94,11 @@ class BaseLoss(Config):
         """
         return weights
 
-    def schedule_metrics(self, learning_rates: Sequence[float], total_steps: int) -> dict[str, float]:
-        """Return what is to be logged of the loss's own schedules; nothing where it has none.
+    def schedule_metrics(self, learning_rates: Sequence[float]) -> dict[str, list[float]]:
+        """Return name -> value after each step, of what is to be logged of the loss's own schedules; often nothing.
 
         Args:
-            learning_rates: of the steps done, from the first one on.
-            total_steps: steps of the whole training.
+            learning_rates: of every step of the training.
         """
         return {}
 

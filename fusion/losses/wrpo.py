@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fusion.losses.alpha import Alpha, learning_rate_weighted_mean_alpha
+from fusion.losses.alpha import Alpha, learning_rate_weighted_mean_alphas
 from fusion.losses.common import BaseLoss, LossInputs, LossOutput, mean_of_present, per_token
 from fusion.losses.dpo import Dpo
 from fusion.losses.ipo import Ipo
@@ -110,10 +110,9 @@ class WrpoBase(Objective, BaseLoss):
         """Return the loss of each row with the alpha of the optimizer step."""
         return wrpo_loss(inputs, objective=self, alpha=self.alpha.value_at(inputs.step, inputs.total_steps))
 
-    def schedule_metrics(self, learning_rates: Sequence[float], total_steps: int) -> dict[str, float]:
-        """Return the alpha that the updates so far have seen on average."""
-        mean = learning_rate_weighted_mean_alpha(self.alpha, learning_rates, total_steps=total_steps)
-        return {"alpha_lr_weighted_mean": mean}
+    def schedule_metrics(self, learning_rates: Sequence[float]) -> dict[str, list[float]]:
+        """Return the alpha that the updates have seen on average, after each step."""
+        return {"alpha_lr_weighted_mean": learning_rate_weighted_mean_alphas(self.alpha, learning_rates)}
 
 
 class WrpoLoss(WrpoBase, Dpo):

@@ -63,6 +63,12 @@ class TrainRun:
             for step in range(self.total_steps)
         ]
 
+    @functools.cached_property
+    def schedule_metrics(self) -> dict[str, list[float]]:
+        """Name -> value after each optimizer step. The whole course at once: a sum over the steps so far would take
+        longer with every step, and a running one would have to be restored on resume."""
+        return self.config.loss.schedule_metrics(self.learning_rates)
+
     @property
     def layout(self) -> Layout:
         return self.probe.layout

@@ -191,7 +191,7 @@ def _step(run: TrainRun, step: int) -> dict[str, float]:
         "grad_norm": float(run.engine.get_global_grad_norm()),
         "epoch": (step + 1) / per_epoch,
         "num_tokens": run.num_tokens,
-        **config.loss.schedule_metrics(run.learning_rates[: step + 1], run.total_steps),
+        **{name: values[step] for name, values in run.schedule_metrics.items()},
     }
 
 

@@ -14,7 +14,7 @@ from fusion.losses.alpha import (
     CosineAlpha,
     LinearAlpha,
     StepAlpha,
-    learning_rate_weighted_mean_alpha,
+    learning_rate_weighted_mean_alphas,
 )
 from fusion.losses.wrpo import WrpoLoss
 
@@ -68,28 +68,32 @@ def test_runs_of_one_step_or_none_have_the_first_value(alpha, total) -> None:
 
 
 def test_learning_rate_weighted_mean_alpha() -> None:
-    """Rates 1, 2, 1 and alpha 0, 0.5, 1: (0 + 1 + 1) / 4 = 0.5.
+    """Rates 1, 2, 1 and alpha 0, 0.5, 1: 0, then (0 + 1) / 3, then (0 + 1 + 1) / 4 = 0.5.
 
     The published run (311 steps, rates t / 32 then cosine, alpha = end * t / 311) has 0.339 of its end; here alpha is
     end * t / 310.
     """
-    assert learning_rate_weighted_mean_alpha(LinearAlpha(from_=0, to=1), [1, 2, 1]) == 0.5
+    assert learning_rate_weighted_mean_alphas(LinearAlpha(from_=0, to=1), [1, 2, 1]) == [0, 1 / 3, 0.5]
     rates = [t / 32 if t < 32 else 0.5 * (1 + math.cos(math.pi * (t - 32) / (311 - 32))) for t in range(311)]
-    mean = learning_rate_weighted_mean_alpha(LinearAlpha(from_=0, to=1), rates)
+    mean = learning_rate_weighted_mean_alphas(LinearAlpha(from_=0, to=1), rates)[-1]
     assert mean * 310 / 311 == pytest.approx(0.339, abs=5e-4)
-    assert learning_rate_weighted_mean_alpha(LinearAlpha(from_=0.2, to=0.6), [0, 0, 0]) == pytest.approx(0.4)
+    still = learning_rate_weighted_mean_alphas(LinearAlpha(from_=0.2, to=0.6), [0, 0, 0])
+    assert still == pytest.approx([0.2, 0.3, 0.4])
 
 
 @pytest.mark.parametrize("alpha", [ConstantAlpha(value=0.3), *MOVING], ids=lambda a: a.type)
 def test_the_mean_is_that_of_any_schedule_also_under_way(alpha) -> None:
-    """Rates 1, 3 of a run of 5: (1 * alpha_0 + 3 * alpha_1) / 4, with the alphas of the whole run."""
-    expected = (alpha.value_at(0, 5) + 3 * alpha.value_at(1, 5)) / 4
-    assert learning_rate_weighted_mean_alpha(alpha, [1, 3], total_steps=5) == pytest.approx(expected, abs=1e-15)
-    logged = WrpoLoss(beta=1, alpha=alpha).schedule_metrics([1, 3], 5)
+    """After two of five steps with rates 1 and 3: (1 * alpha_0 + 3 * alpha_1) / 4, with the alphas of the whole run."""
+    rates = [1, 3, 2, 2, 1]
+    alphas = [alpha.value_at(step, 5) for step in range(5)]
+    expected = [sum(r * a for r, a in zip(rates[:n], alphas, strict=False)) / sum(rates[:n]) for n in range(1, 6)]
+    assert expected[1] == (alphas[0] + 3 * alphas[1]) / 4
+    assert learning_rate_weighted_mean_alphas(alpha, rates) == pytest.approx(expected, abs=1e-15)
+    logged = WrpoLoss(beta=1, alpha=alpha).schedule_metrics(rates)
     assert logged == {"alpha_lr_weighted_mean": pytest.approx(expected, abs=1e-15)}
 
 
 def test_a_constant_rate_gives_the_middle_of_a_symmetric_schedule() -> None:
     """Linear and cosine from 0.1 to 0.4 are symmetric about 0.25."""
     for alpha in MOVING[:2]:
-        assert learning_rate_weighted_mean_alpha(alpha, [1e-6] * 101) == pytest.approx(0.25, abs=1e-12)
+        assert learning_rate_weighted_mean_alphas(alpha, [1e-6] * 101)[-1] == pytest.approx(0.25, abs=1e-12)
