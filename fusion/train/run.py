@@ -94,7 +94,7 @@ def run_training(
     """
     started = time.monotonic()
     directory = directory.absolute()
-    task, data = prepare_training(
+    task, data, num_held_out = prepare_training(
         directory=directory,
         model_folder=model_folder,
         chat_config=chat_config,
@@ -104,17 +104,17 @@ def run_training(
         config=config,
         placement=placement,
     )
-    trained, held_out = split(data.row_ids, config.held_out, seed=config.seed)
+    num_trained = len(data) - num_held_out
     if task is not None:
-        shown = progress_of_metrics(directory, num_rows=len(trained), epochs=config.epochs, progress=progress)
+        shown = progress_of_metrics(directory, num_rows=num_trained, epochs=config.epochs, progress=progress)
         with notices_shown(directory), shown:
             fit(train, dataclasses.asdict(task), directory=directory, placement=placement)
     outcome = json.loads((directory / OUTCOME).read_text())
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     return TrainingOutcome(
         rows_in=data.rows_in,
-        rows_trained=len(trained),
-        rows_held_out=len(held_out),
+        rows_trained=num_trained,
+        rows_held_out=num_held_out,
         dropped=data.dropped_by_reason(),
         dropped_ids=_dropped_ids(data),
         steps=outcome["steps"],
@@ -139,11 +139,15 @@ def prepare_training(
     reference_logps: Mapping[str, Mapping[str, Sequence[float]]] | None,
     config: TrainConfig,
     placement: TrainPlacement,
-) -> tuple[TrainTask | None, Encoded]:
-    """Write the data files of a training and return what its workers are told; None where it is finished.
+) -> tuple[TrainTask | None, Encoded, int]:
+    """Write the data files of a training.
+
+    Returns:
+        what its workers are told, None where it is finished; its rows; how many of them are held out.
 
     Raises:
-        StageError: no row is left, a row has no reference, or the data files have changed since.
+        StageError: no row is left, `held_out` leaves one side empty, a row has no reference, or the data files have
+            changed since.
     """
     rows = list(rows)
     chat = Chat.load(model_folder, chat_config)
@@ -151,11 +155,11 @@ def prepare_training(
     _write_dropped(directory, data)
     if not len(data):
         raise StageError(f"{directory}: no row is left to train on; dropped {data.dropped_by_reason()}")
-    split(data.row_ids, config.held_out, seed=config.seed)  # so that an impossible one fails here
+    _, held_out = split(data.row_ids, config.held_out, seed=config.seed)  # an impossible one fails here
     if config.loss.needs_reference:
         _save_reference(directory / REFERENCE, data, reference_logps, where=str(directory))
     if _finished(directory):
-        return None, data
+        return None, data, len(held_out)
     (directory / OUTCOME).unlink(missing_ok=True)
     task = TrainTask(
         directory=str(directory),
@@ -167,7 +171,7 @@ def prepare_training(
         placement=placement.model_dump(mode="json"),
     )
     write_atomic(directory / ATTEMPT, task.attempt)
-    return task, data
+    return task, data, len(held_out)
 
 
 def run_reference(

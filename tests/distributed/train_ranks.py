@@ -59,7 +59,7 @@ class Ranks:
         kill_when: Callable[[], bool] | None = None,
     ) -> tuple[int, ...]:
         """What `run_training` does, apart from Ray."""
-        task, _ = prepare_training(
+        task, *_ = prepare_training(
             directory=directory,
             model_folder=model_folder,
             chat_config=ChatConfig(),
