@@ -95,6 +95,8 @@ class PackedBatch:
     """Responses of each row."""
     index: Mapping[str, torch.Tensor]
     """role -> (B,) or (B, K) which of the S responses it is; -1 = the row has none there."""
+    num_tokens: Mapping[str, torch.Tensor]
+    """role -> (B,) or (B, K) response tokens, `num_tokens_S` by role; 0 = the row has no such response."""
 
     @property
     def num_rows(self) -> int:
@@ -111,7 +113,8 @@ class PackedBatch:
         mask = None if self.mask_WT is None else self.mask_WT.to(device, non_blocking=True)
         needed = None if self.needed is None else self.needed.to(device, non_blocking=True)
         index = {role: places.to(device, non_blocking=True) for role, places in self.index.items()}
-        return dataclasses.replace(self, mask_WT=mask, needed=needed, index=index, **moved)
+        num_tokens = {role: counts.to(device, non_blocking=True) for role, counts in self.num_tokens.items()}
+        return dataclasses.replace(self, mask_WT=mask, needed=needed, index=index, num_tokens=num_tokens, **moved)
 
     def response_starts(self) -> np.ndarray:
         """(B + 1,) first response of each row, and their number."""
@@ -127,13 +130,15 @@ class PackedBatch:
         starts = self.response_starts()
         first, last = int(starts[start]), int(starts[stop])
         assert len(logps_S) == last - first, (len(logps_S), first, last)
-        # One more entry at the end, which index -1 reads: a missing response has 0 tokens and log-probability 0.
-        sums = torch.cat([logps_S, logps_S.new_zeros(1)])
-        counts = torch.tensor([*self.num_tokens_S[first:last], 0], device=logps_S.device)
         places = {role: at[start:stop] - first * (at[start:stop] >= 0) for role, at in self.index.items()}
-        return SequenceLogps(
-            {role: sums[at] for role, at in places.items()}, {role: counts[at] for role, at in places.items()}
-        )
+        num_tokens = {role: counts[start:stop] for role, counts in self.num_tokens.items()}
+        return SequenceLogps(_by_role(logps_S, places), num_tokens)
+
+
+def _by_role(values_S: torch.Tensor, index: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return role -> values of the responses at these places; 0 at place -1, where a row has none."""
+    padded = torch.cat([values_S, values_S.new_zeros(1)])  # place -1 is the last one
+    return {role: padded[places] for role, places in index.items()}
 
 
 def row_sizes(data: Encoded, layout: Layout) -> np.ndarray:
@@ -162,12 +167,15 @@ def pack(
     else:
         tokens = _spread_packed(rows, responses, shared=layout is Layout.shared, pad_id=pad_id)
     targets = [ids for own in responses for ids in own]
+    counts = [len(ids) for ids in targets]
+    index = _index(rows, group_roles)
     return PackedBatch(
         *tokens,
         target_N=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
-        num_tokens_S=tuple(len(ids) for ids in targets),
+        num_tokens_S=tuple(counts),
         responses_B=tuple(len(own) for own in responses),
-        index=_index(rows, group_roles),
+        index=index,
+        num_tokens=_by_role(torch.tensor(counts), index),
     )
 
 

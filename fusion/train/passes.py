@@ -121,8 +121,8 @@ class _RowFacts:
         scores = {role: shown(run.data.scores(role), role) for role in run.data.roles}
         reference = None
         if run.reference is not None:
-            counts = batch.by_role(torch.zeros(len(batch.num_tokens_S), device=run.device)).num_tokens
-            reference = SequenceLogps({role: shown(run.reference[role], role) for role in run.data.roles}, counts)
+            logps = {role: shown(run.reference[role], role) for role in run.data.roles}
+            reference = SequenceLogps(logps, batch.num_tokens)
         return cls(reference, scores, step, run.total_steps)
 
     def inputs(self, policy: SequenceLogps, start: int, stop: int) -> LossInputs:

@@ -266,6 +266,6 @@ def test_groups_of_unequal_size_are_filled() -> None:
     batch = pack(rows, layout=Layout.shared, group_roles=GROUP)
     found = batch.by_role(torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0]))
     assert found["responses"].tolist() == [[-1, -2, 0], [-3, -4, -5]]
-    assert found.num_tokens["responses"].tolist() == [[2, 4, 0], [1, 5, 2]]
+    assert found.num_tokens["responses"].tolist() == batch.num_tokens["responses"].tolist() == [[2, 4, 0], [1, 5, 2]]
     second = batch.by_role(torch.tensor([-3.0, -4.0, -5.0]), 1, 2)
-    assert second["responses"].tolist() == [[-3, -4, -5]]
+    assert second["responses"].tolist() == [[-3, -4, -5]] and second.num_tokens["responses"].tolist() == [[1, 5, 2]]
