@@ -30,34 +30,52 @@ NAME = "fuseline_trees"
 """The implementation's name in transformers."""
 
 
+_Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of q, k and v, each of its shape."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Operands:
+    """Attention of some queries on some keys: what goes in, and what comes out or is to be written."""
+
+    q: torch.Tensor
+    """(1, H, Q, D)"""
+    k: torch.Tensor
+    """(1, G, J, D), as v."""
+    v: torch.Tensor
+    out: torch.Tensor
+    """(1, H, Q, D) over all keys that a query sees, not only these."""
+    lse: torch.Tensor
+    """(1, H, Q) log-sum-exp of the scores, likewise; fp32 or wider."""
+    grad: torch.Tensor | None = None
+    """Of `out`; None in forward passes."""
+
+    def at(self, queries: slice, keys: slice) -> "_Operands":
+        """Return views of ranges of tokens."""
+        grad = None if self.grad is None else self.grad[:, :, queries]
+        q, out, lse = self.q[:, :, queries], self.out[:, :, queries], self.lse[:, :, queries]
+        return _Operands(q, self.k[:, :, keys], self.v[:, :, keys], out, lse, grad)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Flash:
     """PyTorch's flash attention for CPUs; it knows grouped heads, and neither window nor softcap.
 
-    As every kernel: attention of one range of queries on one range of keys, with log-sum-exps (1, H, Q). Query i stands at
-    position `offset` + i where key 0 stands at 0, and sees keys up to its own position.
+    As every kernel: query i stands at position `offset` + i where key 0 stands at 0, and sees keys up to its own position.
+    `forward` returns output and log-sum-exp over the given keys alone, and writes neither.
     """
 
     scale: float
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offset: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: _Operands, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
         # With an offset the keys are a whole prompt, all of which is before every query.
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, offset == 0, scale=self.scale)
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            x.q, x.k, x.v, 0.0, offset == 0, scale=self.scale
+        )
 
-    def backward(
-        self,
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        o: torch.Tensor,
-        lse: torch.Tensor,
-        offset: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def backward(self, x: _Operands, offset: int) -> _Gradients:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, o, lse, 0.0, offset == 0, scale=self.scale
+            x.grad, x.q, x.k, x.v, x.out, x.lse, 0.0, offset == 0, scale=self.scale
         )
 
 
@@ -70,37 +88,27 @@ class _Dense:
     """A query sees keys less than so many positions before it, itself included."""
     softcap: float | None
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offset: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        scores, hidden, _ = self._scores(q, k, offset)
+    def forward(self, x: _Operands, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scores, hidden, _ = self._scores(x.q, x.k, offset)
         lse = torch.logsumexp(scores.masked_fill(hidden, -math.inf), -1)
         weights = self._weights(scores, hidden, lse)
-        out = weights @ _wide(v).unsqueeze(2)
-        return out.flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
+        out = weights @ _wide(x.v).unsqueeze(2)
+        return out.flatten(1, 2).to(x.q.dtype), lse.flatten(1, 2)
 
-    def backward(
-        self,
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        o: torch.Tensor,
-        lse: torch.Tensor,
-        offset: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        num_groups = k.shape[1]
-        scores, hidden, slope = self._scores(q, k, offset)
-        weights = self._weights(scores, hidden, _grouped(lse, num_groups))
-        wide_grad = _wide(_grouped(grad, num_groups))
-        grad_v = (weights.transpose(-1, -2) @ wide_grad).sum(2)
+    def backward(self, x: _Operands, offset: int) -> _Gradients:
+        assert x.grad is not None
+        num_groups = x.k.shape[1]
+        scores, hidden, slope = self._scores(x.q, x.k, offset)
+        weights = self._weights(scores, hidden, _grouped(x.lse, num_groups))
+        grad = _wide(_grouped(x.grad, num_groups))
+        grad_v = (weights.transpose(-1, -2) @ grad).sum(2)
         # Softmax: dS = P * (dP - rowsum(dO * O)), with the output over all keys, not only these.
-        means = (wide_grad * _wide(_grouped(o, num_groups))).sum(-1, keepdim=True)
-        grad_s = weights * (wide_grad @ _wide(v).unsqueeze(2).transpose(-1, -2) - means)
+        means = (grad * _wide(_grouped(x.out, num_groups))).sum(-1, keepdim=True)
+        grad_s = weights * (grad @ _wide(x.v).unsqueeze(2).transpose(-1, -2) - means)
         grad_s = grad_s * self.scale if slope is None else grad_s * slope * self.scale
-        grad_q = (grad_s @ _wide(k).unsqueeze(2)).flatten(1, 2)
-        grad_k = (grad_s.transpose(-1, -2) @ _wide(_grouped(q, num_groups))).sum(2)
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)
+        grad_q = (grad_s @ _wide(x.k).unsqueeze(2)).flatten(1, 2)
+        grad_k = (grad_s.transpose(-1, -2) @ _wide(_grouped(x.q, num_groups))).sum(2)
+        return grad_q.to(x.q.dtype), grad_k.to(x.k.dtype), grad_v.to(x.v.dtype)
 
     def _scores(
         self, q: torch.Tensor, k: torch.Tensor, offset: int
@@ -163,11 +171,12 @@ class _TreeAttention(torch.autograd.Function):
         out = _like_tokens(q, v.shape[-1])
         lse = q.new_zeros(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
         out[:, :, trees.trees[-1].stop :] = 0  # the filling sees nothing
+        x = _Operands(q, k, v, out, lse)
         for tree in trees.trees:
-            kernel, a, b = kernels.of(tree), tree.start, tree.trunk_stop
-            out[:, :, a:b], lse[:, :, a:b] = kernel.forward(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], 0)
+            kernel = kernels.of(tree)
+            _causal_forward(x, (tree.start, tree.trunk_stop), kernel)
             if tree.branches:
-                _branches_forward(q, k, v, out, lse, tree, kernel)
+                _branches_forward(x, tree, kernel)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.trees, ctx.kernels = trees, kernels
         return out.transpose(1, 2)
@@ -175,16 +184,16 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         q, k, v, out, lse = ctx.saved_tensors
-        grad = grad_out.transpose(1, 2)
-        grad_q, grad_k, grad_v = (_like_tokens(x, x.shape[-1]) for x in (q, k, v))
-        for x in (grad_q, grad_k, grad_v):
-            x[:, :, ctx.trees.trees[-1].stop :] = 0
+        x = _Operands(q, k, v, out, lse, grad_out.transpose(1, 2))
+        grads = (_like_tokens(q, q.shape[-1]), _like_tokens(k, k.shape[-1]), _like_tokens(v, v.shape[-1]))
+        for grad in grads:
+            grad[:, :, ctx.trees.trees[-1].stop :] = 0
         for tree in ctx.trees.trees:
-            kernel, grads = ctx.kernels.of(tree), (grad_q, grad_k, grad_v)
-            _causal_backward(grad, q, k, v, out, lse, grads, (tree.start, tree.trunk_stop), kernel)
+            kernel = ctx.kernels.of(tree)
+            _causal_backward(x, (tree.start, tree.trunk_stop), kernel, grads)
             if tree.branches:
-                _branches_backward(grad, q, k, v, out, lse, grads, tree, kernel)
-        return grad_q, grad_k, grad_v, None, None
+                _branches_backward(x, tree, kernel, grads)
+        return *grads, None, None
 
 
 def _like_tokens(x: torch.Tensor, size: int) -> torch.Tensor:
@@ -192,79 +201,51 @@ def _like_tokens(x: torch.Tensor, size: int) -> torch.Tensor:
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], size).transpose(1, 2)
 
 
-def _branches_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, tree: Tree, kernel: _Kernel
-) -> None:
+def _causal_forward(x: _Operands, place: tuple[int, int], kernel: _Kernel) -> None:
+    """Write output and log-sum-exp of a range of tokens from its attention to itself."""
+    here = x.at(slice(*place), slice(*place))
+    out, lse = kernel.forward(here, 0)
+    here.out.copy_(out)
+    here.lse.copy_(lse)
+
+
+def _branches_forward(x: _Operands, tree: Tree, kernel: _Kernel) -> None:
     """Write output and log-sum-exp of the branches of one tree."""
+    seen, seen_lse = _on_prompt(x, tree, kernel)
+    for branch in tree.branches:
+        _causal_forward(x, branch, kernel)
     all_of_them = slice(tree.trunk_stop, tree.stop)
-    seen, seen_lse = _on_prompt(q, k, v, tree, kernel)
-    for a, b in tree.branches:
-        out[:, :, a:b], lse[:, :, a:b] = kernel.forward(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], 0)
-    own_lse = lse[:, :, all_of_them]
-    both = torch.logaddexp(own_lse, seen_lse)
-    own_share, seen_share = (torch.exp(x - both).unsqueeze(-1).to(out.dtype) for x in (own_lse, seen_lse))
-    out[:, :, all_of_them] = out[:, :, all_of_them] * own_share + seen * seen_share
-    lse[:, :, all_of_them] = both
+    out, lse = x.out[:, :, all_of_them], x.lse[:, :, all_of_them]
+    both = torch.logaddexp(lse, seen_lse)
+    own_share, seen_share = (torch.exp(part - both).unsqueeze(-1).to(out.dtype) for part in (lse, seen_lse))
+    out.copy_(out * own_share + seen * seen_share)
+    lse.copy_(both)
 
 
-def _on_prompt(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tree: Tree, kernel: _Kernel
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _on_prompt(x: _Operands, tree: Tree, kernel: _Kernel) -> tuple[torch.Tensor, torch.Tensor]:
     """The part of all branches of a tree that falls on its prompt."""
-    prompt = slice(tree.start, tree.prompt_stop)
-    found = [
-        kernel.forward(q[:, :, a:b], k[:, :, prompt], v[:, :, prompt], tree.prompt_stop - tree.start)
-        for a, b in _calls(tree, kernel)
-    ]
+    prompt, offset = slice(tree.start, tree.prompt_stop), tree.prompt_stop - tree.start
+    found = [kernel.forward(x.at(slice(*place), prompt), offset) for place in _calls(tree, kernel)]
     outs, lses = zip(*found, strict=True)
     return (outs[0], lses[0]) if len(found) == 1 else (torch.cat(outs, 2), torch.cat(lses, 2))
 
 
-def _causal_backward(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    place: tuple[int, int],
-    kernel: _Kernel,
-) -> None:
+def _causal_backward(x: _Operands, place: tuple[int, int], kernel: _Kernel, grads: _Gradients) -> None:
     """Write the gradients of a range of tokens from its attention to itself."""
-    here = (slice(None), slice(None), slice(*place))
-    found = kernel.backward(grad[here], q[here], k[here], v[here], out[here], lse[here], 0)
-    for whole, part in zip(grads, found, strict=True):
-        whole[here] = part
+    here = slice(*place)
+    for whole, part in zip(grads, kernel.backward(x.at(here, here), 0), strict=True):
+        whole[:, :, here] = part
 
 
-def _branches_backward(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    tree: Tree,
-    kernel: _Kernel,
-) -> None:
+def _branches_backward(x: _Operands, tree: Tree, kernel: _Kernel, grads: _Gradients) -> None:
     """Write the branches' gradients and add what falls on the prompt's keys and values."""
     grad_q, grad_k, grad_v = grads
-    prompt = slice(tree.start, tree.prompt_stop)
+    prompt, offset = slice(tree.start, tree.prompt_stop), tree.prompt_stop - tree.start
     for branch in tree.branches:
-        _causal_backward(grad, q, k, v, out, lse, grads, branch, kernel)
-    for a, b in _calls(tree, kernel):
-        on_q, on_k, on_v = kernel.backward(
-            grad[:, :, a:b],
-            q[:, :, a:b],
-            k[:, :, prompt],
-            v[:, :, prompt],
-            out[:, :, a:b],
-            lse[:, :, a:b],
-            tree.prompt_stop - tree.start,
-        )
-        grad_q[:, :, a:b] += on_q
+        _causal_backward(x, branch, kernel, grads)
+    for place in _calls(tree, kernel):
+        on_q, on_k, on_v = kernel.backward(x.at(slice(*place), prompt), offset)
+        grad_q[:, :, slice(*place)] += on_q
         grad_k[:, :, prompt] += on_k
         grad_v[:, :, prompt] += on_v
 
