@@ -25,6 +25,7 @@ _SIZES = {
     "use_cache": False,
 }
 _HEADS = {**_SIZES, "head_dim": 32}
+_EXPERTS = {**_HEADS, "num_experts_per_tok": 2}
 WINDOW = 6
 
 CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
@@ -42,16 +43,22 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "phi3": lambda: transformers.Phi3Config(**_SIZES),
     "granite": lambda: transformers.GraniteConfig(**_SIZES, logits_scaling=4.0),
     "cohere": lambda: transformers.CohereConfig(**_SIZES, logit_scale=0.3),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**_EXPERTS, num_experts=4, moe_intermediate_size=48),
+    "mixtral": lambda: transformers.MixtralConfig(**_EXPERTS, num_local_experts=4),
 }
-"""The first six are those that prefix sharing promises; Granite and Cohere do something to their logits."""
+"""The first six are those that prefix sharing promises; Granite and Cohere do something to their logits; the last two
+route each token to two of four experts."""
 
 PROMISED = ("llama", "qwen2", "qwen3", "gemma2", "mistral", "phi3")
+EXPERTS = ("qwen3_moe", "mixtral")
 
 
 def make(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> transformers.PreTrainedModel:
     """A model of the family in train mode; its attention is what transformers would take for plain passes."""
     torch.manual_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(CONFIGS[family]()).to(dtype).train()
+    # PyTorch's grouped product of experts, the default, has no float64.
+    experts = {"experts_implementation": "eager"} if dtype is torch.float64 else {}
+    return transformers.AutoModelForCausalLM.from_config(CONFIGS[family](), **experts).to(dtype).train()
 
 
 def random_ids(generator: np.random.Generator, length: int) -> np.ndarray:

@@ -3,12 +3,13 @@
 The one idea: the trunk runs over a packed pass (`packing.py`), hidden states are gathered where a response token is
 predicted, and the fused head (`head.py`) runs on those rows alone. What a family does otherwise than we think is found
 by a probe before the first step: packed log-probabilities against those of the model's own forward pass, one response
-at a time. Where they differ, the next simpler layout is taken, and the training says so.
+at a time. Where they differ, the next simpler passes are taken, and the training says so.
 """
 
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,8 @@ class PolicyModel(nn.Module):
         self.rule = LogitRule.of(model.config.get_text_config().to_dict())
         self.limits = limits or HeadLimits()
         self._last_mlp = _LastMlp.of(model)
+        self.skips_unread = True
+        """Whether the last feed-forward block, where it is known, leaves out what nothing reads; the probe decides."""
         self.use(layout)
 
     def use(self, layout: Layout) -> None:
@@ -83,7 +86,7 @@ class PolicyModel(nn.Module):
         assert (batch.trees is None) == (self.layout is Layout.padded), self.layout
         packed = {} if batch.trees is None else {"trees": batch.trees}
         if self._last_mlp is not None:
-            self._last_mlp.needed = batch.needed
+            self._last_mlp.needed = batch.needed if self.skips_unread else None
         hidden_WTH = self.model.get_decoder()(
             input_ids=batch.ids_WT,
             position_ids=batch.positions_WT,
@@ -119,16 +122,20 @@ class _LastMlp:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "_LastMlp | None":
-        """Take over the block where the family has one; the probe finds out whether it works token by token."""
+        """Take over the block where the family has one, dense or of experts; the probe finds out whether it maps each
+        token of a tensor to one of its own."""
         layers = getattr(model.get_decoder(), "layers", None)
         mlp = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) else None
         if mlp is None:
             return None
         return mlp.forward if isinstance(mlp.forward, cls) else cls(mlp)
 
-    def __call__(self, hidden_WTH: torch.Tensor) -> torch.Tensor:
-        if self.needed is None:
-            return self._forward(hidden_WTH)
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Without `needed`, whatever the block takes and gives."""
+        run = self._forward if self.needed is None else self._on_needed
+        return run(*arguments, **keywords)
+
+    def _on_needed(self, hidden_WTH: torch.Tensor) -> torch.Tensor:
         found = torch.zeros_like(hidden_WTH)
         found[:, self.needed] = self._forward(hidden_WTH[:, self.needed])
         return found
@@ -143,11 +150,11 @@ class Probe:
 
     layout: Layout
     refused: tuple[str, ...] = ()
-    """Why faster layouts were passed over, in order."""
+    """Why faster passes were passed over, in order."""
 
 
 def choose_layout(policy: PolicyModel, *, name: str) -> Probe:
-    """Give the policy the fastest layout that computes what the model's own forward pass computes, and say which.
+    """Give the policy the fastest passes that compute what the model's own forward pass computes, and say which.
 
     Raises:
         ModelError: not even padded passes do: the family does something to its logits that training does not know.
@@ -160,7 +167,11 @@ def choose_layout(policy: PolicyModel, *, name: str) -> Probe:
     refused: list[str] = []
     for layout in Layout:
         policy.use(layout)
-        fault = _fault(policy, rows, expected_S)
+        fault = shortcut = _fault(policy, rows, expected_S, skips_unread=True)
+        if shortcut is not None:  # a block that does not work token by token says nothing against the layout
+            fault = _fault(policy, rows, expected_S, skips_unread=False)
+            if fault is None:
+                refused.append(f"the last feed-forward block runs on every token: {shortcut}")
         if fault is None:
             for reason in refused:
                 log.warning("%s: %s", name, reason)
@@ -199,8 +210,9 @@ def _plain_logp(model: PreTrainedModel, prompt_ids: np.ndarray, response_ids: np
 
 
 @torch.no_grad()
-def _fault(policy: PolicyModel, rows: list[EncodedRow], expected_S: torch.Tensor) -> str | None:
-    """What is wrong with the policy's present layout; None = nothing."""
+def _fault(policy: PolicyModel, rows: list[EncodedRow], expected_S: torch.Tensor, *, skips_unread: bool) -> str | None:
+    """What is wrong with passes of the policy's present layout; None = nothing."""
+    policy.skips_unread = skips_unread
     batch = pack(rows, layout=policy.layout, group_roles=frozenset({"probe"})).to(policy.model.device)
     try:
         _, found_S = policy(batch)

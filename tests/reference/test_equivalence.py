@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer  # noqa: E402
 
 import tiny_causal  # noqa: E402
 from fusion.train import policy as policy_module  # noqa: E402
@@ -87,7 +88,7 @@ def test_shared_and_packed_equal_plain_passes(family: str, dtype: torch.dtype, n
         assert_equal(policy, rows)
 
 
-@pytest.mark.parametrize("family", tiny_causal.PROMISED)
+@pytest.mark.parametrize("family", [*tiny_causal.PROMISED, *tiny_causal.EXPERTS])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_equal_under_gradient_checkpointing(family: str, dtype: torch.dtype) -> None:
     model = tiny_causal.make(family, dtype=dtype)
@@ -180,6 +181,47 @@ def test_the_probe_falls_back_when_attention_is_not_what_it_seems(caplog) -> Non
     assert probe.layout is Layout.padded
     assert len(probe.refused) == 2 and "shared is not used: a log-probability of" in probe.refused[0]
     assert "hybrid: layout packed is not used" in caplog.text
+
+
+class Routed(torch.nn.Module):
+    """A feed-forward block that gives its router's logits too, as those of GPT-OSS do."""
+
+    def __init__(self, mlp: torch.nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.router = torch.nn.Linear(64, 2, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.router(hidden_states)
+        return self.mlp(hidden_states) * logits.softmax(-1)[..., :1], logits
+
+
+class RoutedLayer(LlamaDecoderLayer):
+    def forward(self, hidden_states: torch.Tensor, **keywords) -> torch.Tensor:
+        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **keywords)[0]
+        return hidden_states + self.feed(self.post_attention_layernorm(hidden_states))
+
+    def feed(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.mlp(hidden_states)[0]
+
+
+class KeywordLayer(RoutedLayer):
+    def feed(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.mlp(hidden_states=hidden_states)[0]
+
+
+@pytest.mark.parametrize("layer_type", [RoutedLayer, KeywordLayer])
+def test_a_block_that_gives_a_tuple_costs_the_shortcut_and_not_the_layout(layer_type, caplog) -> None:
+    model = tiny_causal.make("llama")
+    for layer in model.model.layers:
+        layer.mlp, layer.__class__ = Routed(layer.mlp), layer_type
+    policy = PolicyModel(model.to(torch.float64))
+    probe = choose_layout(policy, name="routed")
+    assert probe.layout is policy.layout is Layout.shared
+    (reason,) = probe.refused
+    assert reason.startswith("the last feed-forward block runs on every token: TypeError: ")
+    assert f"routed: {reason}" in caplog.text
+    assert_equal(policy, tiny_causal.random_rows(sizes=sizes_of(3)))
 
 
 def test_the_probe_falls_back_when_a_family_takes_no_keywords() -> None:
