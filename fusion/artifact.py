@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion.config import Config
-from fusion.errors import ArtifactError
+from fusion.errors import ArtifactError, FuselineError, InputError
 from fusion.rows import from_table, schema_digest, to_table
 
 MANIFEST = "manifest.json"
@@ -139,12 +139,20 @@ class Artifact:
 
         Raises:
             ArtifactError: the artifact holds another row type.
+            InputError: a row that cannot be, in a file that the manifest vouches for; the file and the row are named.
         """
         if self.manifest.row_type != row_type.__name__:
             raise ArtifactError(f"{self.path} holds {self.manifest.row_type} rows, not {row_type.__name__}")
         for record in self.manifest.files:
             if record.rows is not None:
-                yield from from_table(read_part(self.path / record.name), row_type)
+                path = self.path / record.name
+                rows = from_table(read_part(path), row_type)
+                try:
+                    yield from rows
+                except FuselineError:
+                    raise
+                except ValueError as error:  # a row's own invariant, which knows the row and not the file
+                    raise InputError(f"{path}: {error}; mend it, or remove {self.path} and run again") from None
 
     @property
     def model_folder(self) -> Path:

@@ -115,7 +115,7 @@ class SftExample:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_answers(self.prompt, self.response)
+        _check_row(self, self.response)
 
     @property
     def row_id(self) -> str:
@@ -132,7 +132,7 @@ class PreferencePair:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_answers(self.prompt, self.chosen, self.rejected)
+        _check_row(self, self.chosen, self.rejected)
         _check_order(self.prompt, self.chosen, self.rejected)
 
     @property
@@ -155,7 +155,7 @@ class PreferenceQuadruple:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_answers(self.prompt, self.source_chosen, self.target_chosen, self.rejected)
+        _check_row(self, self.source_chosen, self.target_chosen, self.rejected)
         _check_order(self.prompt, self.target_chosen, self.rejected)
         source, own = self.source_chosen.response.model, self.target_chosen.response.model
         if own != self.rejected.response.model:
@@ -191,7 +191,7 @@ class PreferenceSet:
 
     def __post_init__(self) -> None:
         sources = (*self.source_chosen, *self.source_rejected)
-        _check_answers(self.prompt, *sources, self.target_chosen, self.rejected)
+        _check_row(self, *sources, self.target_chosen, self.rejected)
         _check_order(self.prompt, self.target_chosen, self.rejected)
         if not self.source_chosen:
             raise ValueError(f"row {self.row_id}: source_chosen is empty; at least one source answer is needed")
@@ -225,7 +225,7 @@ class ResponseGroup:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_answers(self.prompt, *self.responses)
+        _check_row(self, *self.responses)
         if len(self.responses) < 2:
             raise ValueError(f"row {self.row_id}: {len(self.responses)} responses; a group needs at least two")
 
@@ -236,13 +236,22 @@ class ResponseGroup:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReferenceLogps:
-    """Log-probabilities of one training row under the reference model, one sum per response (nats)."""
+    """Log-probabilities of one training row under the reference model, one sum per response (nats).
+
+    They are finite; a row with another is quarantined before.
+    """
 
     row_id: str
     logps: dict[str, tuple[float, ...]]
     """role -> per response of that role, the sum over its tokens of log pi_ref(token)."""
     num_tokens: dict[str, tuple[int, ...]]
     """role -> per response, the number of tokens summed."""
+
+    def __post_init__(self) -> None:
+        for role, values in self.logps.items():
+            # A list's items may be null in Arrow, which is what pandas makes of NaN.
+            if None in values or not all(map(math.isfinite, values)):
+                raise ValueError(f"row {self.row_id}: reference log-probabilities {values} of {role} are not finite")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -285,11 +294,14 @@ def responses_of(row: Any, role: str) -> tuple[ScoredResponse, ...]:
     return held if isinstance(held, tuple) else (held,)
 
 
-def _check_answers(prompt: Prompt, *responses: ScoredResponse) -> None:
+def _check_row(row: Any, *responses: ScoredResponse) -> None:
+    """What every training row promises: a weight that a loss can be multiplied by, and answers to its own prompt."""
+    if not 0 <= row.weight < math.inf:
+        raise ValueError(f"row {row.row_id}: weight {row.weight} is not a finite number of 0 or more")
     for scored in responses:
-        if scored.response.prompt_id != prompt.prompt_id:
+        if scored.response.prompt_id != row.prompt.prompt_id:
             raise ValueError(
-                f"row {prompt.prompt_id}: response of {scored.response.model} answers {scored.response.prompt_id}"
+                f"row {row.row_id}: response of {scored.response.model} answers {scored.response.prompt_id}"
             )
 
 

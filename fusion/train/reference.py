@@ -42,24 +42,25 @@ def reference_worker(task: dict[str, Any]) -> None:
         wanted = told.row_ids[start:stop]
         rows = [at[row_id] for row_id in wanted if row_id in at]
         logps = _chunk_logps(policy, data, rows, told, device=device)
+        found = [logps[row] for row in rows]
         commit_part(
             directory,
             index,
-            [logps[row] for row in rows if _is_finite(logps[row])],
+            [one for one in found if isinstance(one, ReferenceLogps)],
             ReferenceLogps,
             quarantined=[refused[row_id] for row_id in wanted if row_id not in at]
-            + [_non_finite(logps[row]) for row in rows if not _is_finite(logps[row])],
+            + [one for one in found if isinstance(one, Quarantined)],
         )
 
 
 @torch.no_grad()
 def _chunk_logps(
     policy: PolicyModel, data: Encoded, rows: list[int], told: ReferenceTask, *, device: torch.device
-) -> dict[int, ReferenceLogps]:
+) -> dict[int, ReferenceLogps | Quarantined]:
     """Row number -> log-probabilities of its responses."""
     budget = BUDGET_FACTOR * told.tokens_per_micro_batch
     passes = micro_batches(rows, row_sizes(data, policy.layout), world_size=1, budget=budget)
-    found: dict[int, ReferenceLogps] = {}
+    found: dict[int, ReferenceLogps | Quarantined] = {}
     for (share,) in passes:
         encoded = data.rows(share)
         batch = pack(encoded, layout=policy.layout, group_roles=data.group_roles, pad_id=told.pad_id).to(device)
@@ -70,19 +71,13 @@ def _chunk_logps(
     return found
 
 
-def _of_row(item: EncodedRow, sums: list[float]) -> ReferenceLogps:
-    """Take the row's share off the front of `sums`, role by role."""
+def _of_row(item: EncodedRow, sums: list[float]) -> ReferenceLogps | Quarantined:
+    """Take the row's share off the front of `sums`, role by role; it is quarantined where one is not finite."""
     logps, at = {}, 0
     for role, group in item.responses.items():
         logps[role] = tuple(sums[at : at + len(group)])
         at += len(group)
+    if not all(map(math.isfinite, sums[:at])):
+        return Quarantined(item.row_id, "non_finite", f"log-probabilities {logps}")
     counts = {role: tuple(len(ids) for ids in group) for role, group in item.responses.items()}
     return ReferenceLogps(item.row_id, logps, counts)
-
-
-def _is_finite(row: ReferenceLogps) -> bool:
-    return all(math.isfinite(value) for values in row.logps.values() for value in values)
-
-
-def _non_finite(row: ReferenceLogps) -> Quarantined:
-    return Quarantined(row.row_id, "non_finite", f"log-probabilities {row.logps}")

@@ -1,19 +1,21 @@
 """Training rows: what they refuse, which responses they hold, and their way through Arrow and Parquet."""
 
 import dataclasses
+import math
 
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.errors import ArtifactError
+from fusion.errors import ArtifactError, InputError
 from fusion.rows import (
     TRAINING_ROWS,
     Finish,
     PreferencePair,
     PreferenceQuadruple,
     PreferenceSet,
+    ReferenceLogps,
     Response,
     ResponseGroup,
     ScoredResponse,
@@ -26,10 +28,26 @@ from fusion.rows import (
     schema_of,
     to_table,
 )
+from poison import poisoned, store_rows
 from scored import prompt, scored
 
 A, B, C = scored("a", 5.0), scored("b", 4.0), scored("c", 1.0)
 BEST, WORST = scored("sft", 3.0, 0), scored("sft", 0.0, 1)
+
+
+def row_of(row_type: type, p: str = "p"):
+    """A row of the type that answers the prompt `p`."""
+    a, b, c = (scored(model, score, prompt_id=p) for model, score in (("a", 5.0), ("b", 4.0), ("c", 1.0)))
+    best, worst = (scored("sft", score, prompt_id=p) for score in (3.0, 0.0))
+    held = {
+        SftExample: (a,),
+        PreferencePair: (a, b),
+        PreferenceQuadruple: (a, best, worst),
+        PreferenceSet: ((a, b), best, (c,), worst),
+        ResponseGroup: ((a, c),),
+    }
+    return row_type(prompt(p), *held[row_type])
+
 
 # ---- invariants -------------------------------------------------------------------------------
 
@@ -69,11 +87,26 @@ def test_least_sizes_are_allowed():
         (lambda: ResponseGroup(prompt(), (A,)), "row p: 1 responses; a group needs at least two"),
         (lambda: ResponseGroup(prompt(), ()), "row p: 0 responses"),
         (lambda: ResponseGroup(prompt(), (A, scored("c", 1.0, prompt_id="q"))), "row p: response of c answers q"),
+        (lambda: scored("a", math.nan), "row p/a/0: score nan is not finite"),
+        (lambda: scored("a", -math.inf), "row p/a/0: score -inf is not finite"),
+        (
+            lambda: ReferenceLogps("p", {"chosen": (-1.0,), "rejected": (math.nan,)}, {}),
+            r"row p: .* \(nan,\) of rejected",
+        ),
     ],
 )
 def test_rows_that_cannot_be_are_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, -0.5])
+@pytest.mark.parametrize("row_type", TRAINING_ROWS)
+def test_a_weight_that_no_loss_can_have_is_refused(row_type, weight):
+    row = row_of(row_type)
+    with pytest.raises(ValueError, match=f"row p: weight {weight} is not a finite number of 0 or more"):
+        dataclasses.replace(row, weight=weight)
+    assert dataclasses.replace(row, weight=0.0).weight == 0
 
 
 # ---- Arrow ------------------------------------------------------------------------------------
@@ -133,6 +166,44 @@ def test_groups_come_back_from_parquet_as_they_were(tmp_path, row):
     rows = [row, dataclasses.replace(row, weight=2.0)]
     pq.write_table(to_table(rows, type(row)), tmp_path / "rows.parquet")
     assert list(from_table(pq.read_table(tmp_path / "rows.parquet"), type(row))) == rows
+
+
+PLACES = {
+    SftExample: ("response", "score"),
+    PreferencePair: ("rejected", "score"),
+    PreferenceQuadruple: ("source_chosen", "score"),
+    PreferenceSet: ("source_rejected", 0, "score"),
+    ResponseGroup: ("responses", 1, "score"),
+}
+"""A score of each row type."""
+
+
+@pytest.mark.parametrize("row_type", TRAINING_ROWS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_poisoned_file_is_refused_with_its_name_and_the_row(tmp_path, row_type, value):
+    """Exit code 2 and one line, although the manifest vouches for the file."""
+    _, artifact = store_rows(tmp_path, [row_of(row_type, f"p{n}") for n in range(10)])
+    file = artifact.path / "part-00001.parquet"
+    for place, what in ((PLACES[row_type], "score"), (("weight",), "weight")):
+        with poisoned(artifact, 1, 2, place, value) as bad:
+            bad.verify()
+            with pytest.raises(
+                InputError, match=rf"^{file}: row p9[^ ]*: {what} {value} is not .*; mend it, or remove"
+            ) as caught:
+                list(bad.rows(row_type))
+            assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    assert [read.row_id for read in artifact.rows(row_type)] == [f"p{n}" for n in range(10)]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, None])
+def test_a_poisoned_reference_is_refused_with_its_name_and_the_row(tmp_path, value):
+    rows = [ReferenceLogps(f"p{n}", {"responses": (-1.0, -2.0)}, {"responses": (1, 2)}) for n in range(10)]
+    _, artifact = store_rows(tmp_path, rows)
+    with poisoned(artifact, 0, 3, ("logps", "responses", 1), value) as bad:
+        with pytest.raises(
+            InputError, match=rf"{artifact.path}/part-00000.parquet: row p3: .*\(-1.0, {value}\) of responses"
+        ):
+            list(bad.rows(ReferenceLogps))
 
 
 def test_rows_of_another_type_are_refused_with_both_schemas():
