@@ -44,7 +44,7 @@ def evaluate(
     names = list(sums[0])
     total = torch.stack([torch.stack([part[name].double() for name in names]) for part in sums]).sum(0)
     dist.all_reduce(total)
-    mass = float(loss.mass(torch.from_numpy(num_response_tokens), torch.from_numpy(weights.copy())).sum())
+    mass = float(loss.mass(torch.from_numpy(num_response_tokens), torch.from_numpy(weights.copy())).sum()) or 1.0
     return {
         name: value / (mass if name == "loss" else len(weights))
         for name, value in zip(names, total.tolist(), strict=True)

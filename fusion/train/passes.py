@@ -31,7 +31,7 @@ def accumulate(run: TrainRun, rows: np.ndarray, *, step: int) -> tuple[float, li
         the batch's mass, and the sums of loss and metrics of this worker's share of each pass.
     """
     seed_step(run.config.seed, step, run.rank)
-    mass = float(_mass(run, rows).sum())
+    mass = float(_mass(run, rows).sum()) or 1.0  # rows that all weigh nothing: gradients of 0
     return mass, [_micro_step(run, micro_batch, step=step, mass=mass) for micro_batch in plan(run, rows)]
 
 

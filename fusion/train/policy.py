@@ -31,7 +31,7 @@ def load_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     facts = config.to_dict()
     # Log-ratios need policy and reference to differ only by weights, so nothing is dropped at random.
-    off = {name: 0.0 for name, value in facts.items() if name.endswith(("dropout", "_pdrop")) and value}
+    off = {name: 0.0 for name, value in facts.items() if name.endswith(("dropout", "_pdrop", "jitter_noise")) and value}
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,

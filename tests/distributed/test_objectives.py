@@ -3,6 +3,7 @@
 Real ranks with DeepSpeed and gloo, but without Ray, whose own part is in test_train.py.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_every_objective_trains(ranks: Ranks, model_folder: Path, tmp_path: Path
         assert first["loss"] == pytest.approx(math.log(2) + 0.1 * first["nll_loss"], abs=1e-6)
         assert (first["alpha"], last["alpha"]) == (0.0, 0.5) and 0 < last["alpha_lr_weighted_mean"] < 0.5
         assert {"rewards/source_rejected", "logps/target_rejected"} <= first.keys()
+
+
+def test_a_batch_that_weighs_nothing_changes_nothing(ranks: Ranks, model_folder: Path, tmp_path: Path) -> None:
+    """One row of eleven has a weight: of three batches an epoch one has gradients."""
+    rows = [dataclasses.replace(row, weight=float(n == 0)) for n, row in enumerate(pairs(NUM_ROWS))]
+    settings = config(SimpoLoss(beta=2.0, gamma=0.5))
+    assert ranks.train(tmp_path, model_folder, rows, None, settings, CPU) == (0, 0), log(tmp_path)
+    lines = read_metrics(tmp_path)
+    idle = [line for line in lines if line["grad_norm"] == 0]
+    assert len(lines) == 6 and len(idle) == 4
+    assert all(line["loss"] == 0 for line in idle) and all(math.isfinite(line["loss"]) for line in lines)
 
 
 def log(directory: Path) -> str:

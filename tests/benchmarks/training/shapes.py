@@ -226,9 +226,9 @@ SHAPES: dict[str, Shape] = {
         Shape("128k-256:256", "wrpo", DEEP, Fixed(256, 256), rows=2),
         Shape("128k-512:128", "wrpo", DEEP, Fixed(512, 128), rows=2),
         Shape("sft-ultrafeedback", "sft", SMALL, ULTRAFEEDBACK, rows=16),
-        Shape("sft-mixed", "sft", SMALL, MIXED_DOMAINS, rows=64),
+        Shape("sft-mixed", "sft", SMALL, MIXED_DOMAINS, rows=32, num_batches=3),
         Shape("sft-ultrafeedback-32k", "sft", WIDE_VOCAB, ULTRAFEEDBACK, rows=16),
-        Shape("sft-mixed-32k", "sft", WIDE_VOCAB, MIXED_DOMAINS, rows=64),
+        Shape("sft-mixed-32k", "sft", WIDE_VOCAB, MIXED_DOMAINS, rows=32, num_batches=3),
         Shape(
             "llama3-8b", "wrpo", LLAMA3_8B, ULTRAFEEDBACK, rows=4, num_batches=3, cuda_only=True, share_weights=True
         ),
