@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def load_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a causal language model for training: all dropout off, no cache, local files only."""
+    """Load a causal language model for training: all dropout and router noise off, no cache, local files only."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     facts = config.to_dict()
     # Log-ratios need policy and reference to differ only by weights, so nothing is dropped at random.

@@ -245,9 +245,10 @@ def test_an_unknown_head_is_refused() -> None:
         choose_layout(PolicyModel(model), name="tiny")
 
 
-def test_dropout_is_off(tmp_path) -> None:
-    model = tiny_causal.make("llama")
-    model.config.attention_dropout = 0.5
+@pytest.mark.parametrize(("family", "noise"), [("llama", "attention_dropout"), ("mixtral", "router_jitter_noise")])
+def test_dropout_and_router_noise_are_off(tmp_path, family: str, noise: str) -> None:
+    model = tiny_causal.make(family)
+    setattr(model.config, noise, 0.5)
     model.save_pretrained(tmp_path)
     policy = PolicyModel(policy_module.load_model(tmp_path, dtype=torch.float32).train())
     batch = pack(tiny_causal.random_rows(sizes=sizes_of(2)), layout=Layout.shared, group_roles=GROUP)
