@@ -1,63 +1,39 @@
-"""An evaluation on held-out rows while training: the training's own forward pass and loss, without a gradient.
+"""An evaluation on held-out rows while training: the training's own passes, loss and sums, without a gradient.
 
 Every rank takes part in every forward pass, because under ZeRO-3 each one is a collective. Nothing that training
 uses is touched: random numbers are seeded anew before each step, and the plan of a step depends on no state.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from fusion.losses import Loss, LossInputs
+from fusion.losses import Loss
 from fusion.train.batches import MicroBatch
-
-InputsOf = Callable[[tuple[int, ...]], LossInputs]
-"""Row numbers of the held-out rows -> what the loss reads of them, from a forward pass of the engine."""
+from fusion.train.passes import mass_of, plan, reduce, seen, shown
+from fusion.train.run_state import TrainRun
 
 
 @torch.no_grad()
-def evaluate(
-    engine: Any,
-    loss: Loss,
-    passes: Sequence[MicroBatch],
-    inputs_of: InputsOf,
-    *,
-    weights: np.ndarray,
-    num_response_tokens: np.ndarray,
-    rank: int,
-) -> dict[str, float]:
+def evaluate(run: TrainRun, loss: Loss) -> dict[str, float]:
     """Return `loss` (per mass) and every metric of the loss (mean over rows), equal on all ranks.
 
     Args:
-        passes: forward passes over all held-out rows, the same list on every rank.
-        inputs_of: runs the forward pass of the given rows; called once per pass on every rank.
-        weights, num_response_tokens: (rows,) of the held-out rows.
+        run: with the held-out rows as its data.
+        loss: that of the training, at the alpha of evaluations.
     """
-    engine.eval()
+    rows = np.arange(len(run.data))
+    run.engine.eval()
     try:
-        sums = [_pass(loss, share, inputs_of, weights=weights, rank=rank) for share in passes]
+        sums = [_pass(run, loss, micro_batch) for micro_batch in plan(run, rows)]
     finally:
-        engine.train()
-    names = list(sums[0])
-    total = torch.stack([torch.stack([part[name].double() for name in names]) for part in sums]).sum(0)
-    dist.all_reduce(total)
-    mass = float(loss.mass(torch.from_numpy(num_response_tokens), torch.from_numpy(weights.copy())).sum()) or 1.0
-    return {
-        name: value / (mass if name == "loss" else len(weights))
-        for name, value in zip(names, total.tolist(), strict=True)
-    }
+        run.engine.train()
+    return reduce(sums, num_rows=len(rows), mass=mass_of(run, rows))
 
 
-def _pass(
-    loss: Loss, micro_batch: MicroBatch, inputs_of: InputsOf, *, weights: np.ndarray, rank: int
-) -> dict[str, torch.Tensor]:
-    """Sums over this worker's rows; a worker without rows shows one of another's and counts nothing."""
-    mine = micro_batch[rank]
-    shown = mine or (min(row for share in micro_batch for row in share),)
-    output = loss(inputs_of(shown))
-    values = {"loss": output.losses_B * torch.tensor(weights[list(shown)], device=output.losses_B.device)}
+def _pass(run: TrainRun, loss: Loss, micro_batch: MicroBatch) -> dict[str, torch.Tensor]:
+    """Sums over this worker's rows."""
+    rows, counts = shown(run, micro_batch)
+    output = loss(seen(run, rows, step=run.total_steps - 1))
+    values = {"loss": output.losses_B * torch.tensor(run.data.weights[list(rows)], device=run.device)}
     values |= output.metrics
-    return {name: value_B.sum() if mine else torch.zeros((), device=value_B.device) for name, value_B in values.items()}
+    return {name: value_B.sum() if counts else value_B.new_zeros(()) for name, value_B in values.items()}

@@ -31,7 +31,7 @@ def accumulate(run: TrainRun, rows: np.ndarray, *, step: int) -> tuple[float, li
         the batch's mass, and the sums of loss and metrics of this worker's share of each pass.
     """
     seed_step(run.config.seed, step, run.rank)
-    mass = float(_mass(run, rows).sum()) or 1.0  # rows that all weigh nothing: gradients of 0
+    mass = mass_of(run, rows)
     return mass, [_micro_step(run, micro_batch, step=step, mass=mass) for micro_batch in plan(run, rows)]
 
 
@@ -57,10 +57,21 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _mass(run: TrainRun, rows: np.ndarray) -> torch.Tensor:
-    """(rows,) float64 parts of the loss's denominator."""
+def mass_of(run: TrainRun, rows: np.ndarray) -> float:
+    """Return the denominator of the mean loss over rows of `run.data`; 1 where they all weigh nothing, as their sum is 0."""
     weights = torch.from_numpy(run.data.weights[rows].copy())
-    return run.config.loss.mass(torch.from_numpy(run.data.num_response_tokens[rows]), weights)
+    return float(run.config.loss.mass(torch.from_numpy(run.data.num_response_tokens[rows]), weights).sum()) or 1.0
+
+
+def shown(run: TrainRun, micro_batch: MicroBatch) -> tuple[tuple[int, ...], bool]:
+    """Return the rows that this worker takes through a pass, and whether they count.
+
+    A worker without rows still takes part, with the smallest row of the pass: under ZeRO each pass is a collective.
+    """
+    mine = micro_batch[run.rank]
+    return mine or (min((row for share in micro_batch for row in share), key=lambda row: (run.sizes[row], row)),), bool(
+        mine
+    )
 
 
 def _packed(run: TrainRun, rows: tuple[int, ...]) -> PackedBatch:
@@ -70,16 +81,11 @@ def _packed(run: TrainRun, rows: tuple[int, ...]) -> PackedBatch:
 
 
 def _micro_step(run: TrainRun, micro_batch: MicroBatch, *, step: int, mass: float) -> dict[str, torch.Tensor]:
-    """Forward and backward of this worker's share; returns sums over its rows.
-
-    A worker without rows in this pass still takes part, with the smallest row of the pass at weight 0: under ZeRO
-    each backward pass is a collective.
-    """
-    mine = micro_batch[run.rank]
-    rows = mine or (min((row for share in micro_batch for row in share), key=lambda row: (run.sizes[row], row)),)
+    """Forward and backward of this worker's share; returns sums over its rows."""
+    rows, counts = shown(run, micro_batch)
     batch = _packed(run, rows)
     facts = _RowFacts.of(run, batch, rows, step=step)
-    weights_B = torch.tensor(run.data.weights[list(rows)], device=run.device) * bool(mine)
+    weights_B = torch.tensor(run.data.weights[list(rows)], device=run.device) * counts
     # DeepSpeed averages gradients over workers; the mass is global already.
     scales_B = weights_B * (run.world_size / mass)
 
@@ -92,7 +98,7 @@ def _micro_step(run: TrainRun, micro_batch: MicroBatch, *, step: int, mass: floa
     inputs = facts.inputs(batch.by_role(logps_S), 0, batch.num_rows)
     output = run.config.loss(inputs)
     metrics = {**output.metrics, **row_sums(inputs)}
-    if not mine:
+    if not counts:
         return {name: torch.zeros((), device=run.device) for name in ("loss", *metrics)}
     return {
         "loss": (output.losses_B * weights_B).sum(),

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel
@@ -33,7 +32,7 @@ from fusion.train.lora import add_adapters, merged
 from fusion.train.memory import Meter
 from fusion.train.memory_check import check_memory, note_memory
 from fusion.train.notices import Notice
-from fusion.train.passes import accumulate, plan, reduce, seen
+from fusion.train.passes import accumulate, reduce
 from fusion.train.policy import PolicyModel, choose_layout, load_model
 from fusion.train.record import Recorder
 from fusion.train.run_state import TrainRun, open_run
@@ -160,15 +159,7 @@ def _evaluate(run: TrainRun) -> dict[str, float]:
     held_out, config = run.held_out, run.config.held_out
     assert held_out is not None and config is not None
     held_out.engine, held_out.probe = run.engine, run.probe
-    found = evaluate(
-        run.engine,
-        evaluation_loss(run.config),
-        plan(held_out, np.arange(len(held_out.data))),
-        lambda rows: seen(held_out, rows, step=run.total_steps - 1),
-        weights=held_out.data.weights,
-        num_response_tokens=held_out.data.num_response_tokens,
-        rank=run.rank,
-    )
+    found = evaluate(held_out, evaluation_loss(run.config))
     if config.metric not in found:
         raise StageError(
             f"held_out.metric: the loss {run.config.loss.type} has no {config.metric}, but {sorted(found)}"
