@@ -251,10 +251,17 @@ def commit_part(
 
 
 def read_quarantine(directory: Path, index: int) -> list[Quarantined]:
-    path = directory / quarantine_name(index)
+    return [Quarantined(**line) for line in read_json_lines(directory / quarantine_name(index))]
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Return what each line of a file says, nothing where there is no file; what follows the last newline is torn.
+
+    Only newlines end a line: `str.splitlines` would also cut at U+2028 and the like, which JSON leaves in its strings.
+    """
     if not path.exists():
         return []
-    return [Quarantined(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def part_rows(path: Path) -> int:

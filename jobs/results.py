@@ -12,6 +12,7 @@ from fusion.artifact import write_atomic, write_json
 from fusion.pipeline import Graph
 from fusion.report import StageReport, build_summary, render, result_table
 from fusion.runner import Done
+from fusion.train.metrics import read_metrics
 
 
 def write_results(graph: Graph, done: Sequence[Done], *, total_seconds: float, console: Console) -> Path:
@@ -48,9 +49,8 @@ def _material(graph: Graph, done: Sequence[Done]) -> dict[str, Any]:
     curves, notices = {}, {}
     for name, node in graph.models.items():
         artifact = by_stage.get(id(node))
-        if artifact is not None and (artifact.path / "metrics.jsonl").exists():
-            lines = (artifact.path / "metrics.jsonl").read_text().splitlines()
-            curves[name] = [json.loads(line) for line in lines]
+        if artifact is not None and (lines := read_metrics(artifact.path)):
+            curves[name] = lines
             notes = artifact.manifest.notes
             notices[name] = [*notes.get("alarms", []), *notes.get("warnings", [])]
     return {

@@ -10,18 +10,14 @@ import os
 from pathlib import Path
 from typing import Self
 
-from fusion.artifact import write_atomic
+from fusion.artifact import read_json_lines, write_atomic
 
 FILE = "metrics.jsonl"
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:
     """Return the lines of a training directory; a half-written last line is left out."""
-    path = directory / FILE
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is torn
-    return [json.loads(line) for line in lines]
+    return read_json_lines(directory / FILE)
 
 
 class MetricsWriter:

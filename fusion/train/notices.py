@@ -8,7 +8,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from fusion.artifact import write_atomic
+from fusion.artifact import read_json_lines, write_atomic
 
 WARNINGS = "warnings.jsonl"
 ALARMS = "alarms.jsonl"
@@ -27,12 +27,8 @@ class Notice:
 
 
 def read_notices(directory: Path, file: str) -> list[Notice]:
-    """Return the notices of a training directory, oldest first; a half-written last line is left out."""
-    path = directory / file
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [Notice(**json.loads(line)) for line in lines]
+    """Return the notices of a training directory, oldest first."""
+    return [Notice(**line) for line in read_json_lines(directory / file)]
 
 
 def write_notices(directory: Path, file: str, notices: list[Notice]) -> None:

@@ -94,6 +94,13 @@ def test_too_many_quarantined_rows_fail_the_stage_and_name_the_reason(tmp_path):
         execute(make_stage([], max_quarantined=0.05), tmp_path)
 
 
+def test_what_a_reason_quotes_does_not_end_its_line(tmp_path):
+    """JSON leaves U+2028 and U+0085 in strings; both end a line for `str.splitlines`."""
+    refused = [Quarantined("a\u2028b", "unlucky", "x\u0085y"), Quarantined("c", "unlucky", "")]
+    files.commit_part(tmp_path, 0, [], Prompt, quarantined=refused)
+    assert files.read_quarantine(tmp_path, 0) == refused
+
+
 def test_a_second_run_does_nothing(tmp_path):
     calls = []
     execute(make_stage(calls), tmp_path)
