@@ -22,7 +22,7 @@ class Recorder:
         self._directory, self._watch = directory, watch
         self._metrics = MetricsWriter(directory, steps_done=steps_done)
         lines = read_metrics(directory)
-        raised = [alarm for line in lines for alarm in watch.see(int(line["step"]), _without_step(line))]
+        raised = [alarm for line in lines for alarm in watch.see(int(line["step"]), line)]
         write_notices(directory, ALARMS, raised)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -44,7 +44,3 @@ class Recorder:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _without_step(line: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in line.items() if name != "step"}

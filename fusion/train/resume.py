@@ -104,12 +104,13 @@ def load_final(engine: Any, directory: Path, held_out: HeldOut | None, *, total_
     """
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
-        known = {step: found for step, found in evaluations(directory).items() if found is not None}
-        step = final_step(known, held_out, total_steps=total_steps)
+        known = evaluations(directory)
+        evaluated = {step: found for step, found in known.items() if found is not None}
+        step = final_step(evaluated, held_out, total_steps=total_steps)
         fault = None if step == total_steps else fault_of(directory / name_of(step))
         if fault:
-            before = max((s for s in evaluations(directory) if s < step), default=0)
-            for other in sorted(s for s in evaluations(directory) if s >= step):
+            before = max((s for s in known if s < step), default=0)
+            for other in sorted(s for s in known if s >= step):
                 path = directory / name_of(other)
                 reason = fault if other == step else f"it follows {name_of(step)}, which is to be trained again"
                 warn(_of_damage(Damaged(path, reason), set_aside(path), done=before))

@@ -24,8 +24,8 @@ from fusion.train.metrics import read_metrics  # noqa: E402
 from fusion.train.packing import Layout, pack  # noqa: E402
 from fusion.train.policy import PolicyModel, cast_parameters, load_model  # noqa: E402
 from fusion.training import Lora, TrainConfig  # noqa: E402
-from test_train import CPU, make_model, pairs, prompt, quadruples, scored  # noqa: E402
-from train_ranks import Ranks, rank_server  # noqa: E402
+from test_train import CPU, pairs, prompt, quadruples, scored  # noqa: E402
+from train_ranks import Ranks  # noqa: E402
 
 pytestmark = pytest.mark.ray  # real components on CPU
 
@@ -60,17 +60,6 @@ def sets() -> list[PreferenceSet]:
         )
         for n, q in enumerate(quadruples(NUM_ROWS))
     ]
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with rank_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"))
 
 
 def reference_of(model_folder: Path, rows: list, *, dtype: torch.dtype = torch.float32) -> dict:

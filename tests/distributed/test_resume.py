@@ -23,7 +23,7 @@ from fusion.train.metrics import read_metrics  # noqa: E402
 from fusion.train.notices import ALARMS, WARNINGS, read_notices  # noqa: E402
 from fusion.training import HeldOut, TrainConfig  # noqa: E402
 from test_train import CPU, make_model, prompt, quadruples, scored, sft_rows  # noqa: E402
-from train_ranks import Ranks, rank_server  # noqa: E402
+from train_ranks import Ranks  # noqa: E402
 
 pytestmark = pytest.mark.ray  # real components on CPU
 
@@ -40,17 +40,6 @@ SFT = TrainConfig(loss=SftLoss(), learning_rate=3e-3, global_batch=5, max_length
 ROWS = {"sft": sft_rows(20), "wrpo": quadruples(20)}
 CONFIGS = {"sft": SFT, "wrpo": WRPO}
 PLACEMENT = CPU.model_copy(update={"checkpoint_every_steps": 2})
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with rank_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"))
 
 
 def reference(rows: list) -> dict:

@@ -118,11 +118,6 @@ WRPO = TrainConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"))
-
-
 @contextlib.contextmanager
 def local_ray(temp_dir: str):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
