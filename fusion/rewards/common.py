@@ -14,6 +14,21 @@ ErrorCode = Literal[
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Tokens:
+    """A rendered conversation as ids, cut where its answer begins. Either part may be empty, not both."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt + self.answer
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RewardScore:
     """The score of one conversation; exactly one of `score` and `error_code` is set. Scores are finite."""
 

@@ -1,12 +1,13 @@
-"""Reward models of the usual form: a decoder with one linear output, `...ForSequenceClassification`.
+"""Reward models of the usual form: a decoder with a linear output layer, `...ForSequenceClassification`.
 
 This file is the config and the reading of conversations; the tensors are in `classifier.py`, which is
 imported only by `load`, so that recipes load without torch. Pipeline and HTTP score through the same `RewardFn`.
 The one idea: a score is a function of the conversation and of this config, never of its neighbours.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,9 +15,9 @@ from pydantic import Field
 
 from fusion.chat import Chat, ChatConfig
 from fusion.config import Config
-from fusion.errors import InputError
+from fusion.errors import InputError, ModelError
 from fusion.models import ModelRef
-from fusion.rewards.common import RewardScore
+from fusion.rewards.common import RewardScore, Tokens
 from fusion.rows import Message
 from fusion.sampling import Precision
 
@@ -36,6 +37,9 @@ class ClassifierSettings(Config):
     """Precision of weights and activations; the output layer is always float32."""
     tokens_per_forward: int = Field(default=4096, ge=1)
     """Tokens, padding included, in one forward pass; decides the shapes, and with them the last bits of scores."""
+    objectives: dict[str, float] | None = Field(default=None, min_length=1)
+    """Of a model with several outputs, by the names in its `id2label`: the score is the sum of these outputs times these
+    weights. null for a model with one output."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What the pipeline runs it with. vllm is faster on GPUs, but scores are equal to about 1e-5 only."""
     chat: ChatConfig = ChatConfig()
@@ -51,13 +55,14 @@ class ClassifierSettings(Config):
 
         Raises:
             ModelError: no usable reward model: weights missing, left over or of other shapes, not exactly
-                one output, another architecture, or a limit below `max_length`.
+                one output and no `objectives`, another architecture, or a limit below `max_length`.
         """
         # torch and transformers take seconds to import; a recipe must load without them.
         from fusion.rewards.classifier import Classifier
 
         model = Classifier.load(folder, dtype=self.dtype, device=device, tokens_per_forward=self.tokens_per_forward)
-        return RewardFn(Chat.load(folder, self.chat), model, max_length=model.limit(self.max_length))
+        rule = ScoreRule.of(model.outputs, self.objectives, name=str(folder / "config.json"))
+        return RewardFn(Chat.load(folder, self.chat), model, rule, max_length=model.limit(self.max_length))
 
 
 class SequenceClassifier(ClassifierSettings):
@@ -73,19 +78,65 @@ class SequenceClassifier(ClassifierSettings):
 
 
 class TokenScorer(Protocol):
-    """A loaded model: token ids in, raw scores out."""
+    """A loaded model: token ids in, raw outputs out."""
 
-    def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """Return one raw output per sequence, in order; it may be NaN or infinite."""
+    def score_ids(self, conversations: Sequence[Tokens]) -> list[tuple[float, ...]]:
+        """Return the raw outputs of each conversation, in order; they may be NaN or infinite."""
         ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """How the outputs of a model become its score: their weighted sum.
+
+    Example: outputs ("helpful", "verbose") with weights (1.0, -0.5) that give (3.0, 2.0) score 2.0.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str], objectives: Mapping[str, float] | None, *, name: str) -> "ScoreRule":
+        """Return the rule for a model with these outputs.
+
+        Raises:
+            ModelError: several outputs and nothing said of them, or an objective that is none of them.
+        """
+        if objectives is None:
+            if len(names) != 1:
+                raise ModelError(
+                    f"{name}: this model has {len(names)} outputs ({', '.join(names)}); say which make the score, "
+                    f"e.g. objectives: {{{names[0]}: 1.0}}"
+                )
+            return cls(tuple(names), (1.0,))
+        if unknown := sorted(set(objectives) - set(names)):
+            raise ModelError(f"{name}: no output is named {unknown[0]!r}; there are: {', '.join(names)}")
+        if len(set(names)) != len(names):
+            raise ModelError(f"{name}: two outputs have one name ({', '.join(names)}); mend id2label")
+        return cls(tuple(names), tuple(objectives.get(each, 0.0) for each in names))
+
+    def score(self, outputs: Sequence[float]) -> float:
+        """Return the score; NaN or infinite where an output is, even one of weight 0."""
+        if not all(map(math.isfinite, outputs)):
+            return math.nan
+        return (
+            outputs[0]
+            if self.weights == (1.0,)
+            else math.fsum(w * x for w, x in zip(self.weights, outputs, strict=True))
+        )
+
+    def objectives(self, outputs: Sequence[float]) -> dict[str, float]:
+        """Return the outputs by name; none of a model that has only one."""
+        return dict(zip(self.names, outputs, strict=True)) if len(self.names) > 1 else {}
 
 
 class RewardFn:
     """A loaded reward model with its chat template."""
 
-    def __init__(self, chat: Chat, model: TokenScorer, *, max_length: int) -> None:
+    def __init__(self, chat: Chat, model: TokenScorer, rule: ScoreRule, *, max_length: int) -> None:
         self.chat = chat
         self.max_length = max_length
+        self.rule = rule
         self._model = model
 
     def score(
@@ -98,11 +149,11 @@ class RewardFn:
         """
         results: list[RewardScore | None] = [None] * len(conversations)
         sound: list[int] = []
-        ids: list[tuple[int, ...]] = []
+        asked: list[Tokens] = []
         num_tokens: list[int] = []
         for place, messages in enumerate(conversations):
             try:
-                whole, _ = self.chat.encode_conversation(messages)
+                whole = self._tokens(messages)
             except InputError as error:
                 results[place] = RewardScore.failed("invalid_roles", str(error))
                 continue
@@ -111,20 +162,34 @@ class RewardFn:
                 results[place] = RewardScore.failed("context_length_exceeded", text, num_tokens=len(whole))
                 continue
             sound.append(place)
-            ids.append(self._cut(whole, truncation))
+            asked.append(self._cut(whole, truncation))
             num_tokens.append(len(whole))
-        for place, tokens, used, raw in zip(sound, num_tokens, ids, self._model.score_ids(ids), strict=True):
-            if math.isfinite(raw):
-                results[place] = RewardScore(raw, tokens, truncated=len(used) < tokens)
+        for place, tokens, used, outputs in zip(sound, num_tokens, asked, self._model.score_ids(asked), strict=True):
+            score = self.rule.score(outputs)
+            if math.isfinite(score):
+                objectives = self.rule.objectives(outputs)
+                results[place] = RewardScore(score, tokens, truncated=len(used) < tokens, objectives=objectives)
             else:
-                results[place] = RewardScore.failed("non_finite_score", f"the model gave {raw}", num_tokens=tokens)
+                said = ", ".join(map(str, outputs))
+                results[place] = RewardScore.failed("non_finite_score", f"the model gave {said}", num_tokens=tokens)
         return [result for result in results if result is not None]
 
-    def _cut(self, ids: tuple[int, ...], truncation: Truncation) -> tuple[int, ...]:
-        if len(ids) <= self.max_length:
-            return ids
+    def _tokens(self, messages: Sequence[Message]) -> Tokens:
+        """Return the ids of a conversation, cut where its answer begins; at least one id stands before the cut."""
+        ids, is_answer = self.chat.encode_conversation(messages)
+        start = max(1, next((i for i, own in enumerate(is_answer) if own), len(ids)))
+        return Tokens(ids[:start], ids[start:])
+
+    def _cut(self, tokens: Tokens, truncation: Truncation) -> Tokens:
+        over = len(tokens) - self.max_length
+        if over <= 0:
+            return tokens
+        ids, start = tokens.ids, len(tokens.prompt)
         if truncation == "right":
-            return ids[: self.max_length]
+            ids = ids[: self.max_length]
+            return Tokens(ids[:start], ids[start:])
         # A decoder that has never been without its first BOS goes astray when the cut takes it.
         bos = ids[:1] if ids[0] == self.chat.tokenizer.bos_token_id else ()
-        return bos + ids[len(ids) - self.max_length + len(bos) :]
+        ids = bos + ids[over + len(bos) :]
+        start = max(1, start - over)
+        return Tokens(ids[:start], ids[start:])

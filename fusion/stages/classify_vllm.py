@@ -11,6 +11,8 @@ from pathlib import Path
 
 from fusion.chat import Chat
 from fusion.rewards import ClassifierSettings, RewardFn
+from fusion.rewards.common import Tokens
+from fusion.rewards.sequence_classifier import ScoreRule
 from fusion.stages.engine import EngineSettings, engine_arguments, prepare
 
 
@@ -26,10 +28,11 @@ def load_with_vllm(settings: ClassifierSettings, folder: Path, *, num_threads: i
         folder, dtype=settings.dtype, device="cpu", tokens_per_forward=settings.tokens_per_forward
     )
     max_length, pad_token_id = checked.limit(settings.max_length), checked.pad_token_id
+    rule = ScoreRule.of(checked.outputs, settings.objectives, name=str(folder / "config.json"))
     del checked
     gc.collect()  # a second copy of an 8B model would stay in memory beside the engine's
     engine = EngineSettings(folder, settings.dtype, seed=0, max_model_len=max_length, cpu_threads=num_threads)
-    return RewardFn(Chat.load(folder, settings.chat), VllmClassifier(engine, pad_token_id), max_length=max_length)
+    return RewardFn(Chat.load(folder, settings.chat), VllmClassifier(engine, pad_token_id), rule, max_length=max_length)
 
 
 class VllmClassifier:
@@ -45,18 +48,18 @@ class VllmClassifier:
         self._engine = LLM(**arguments)
         self._pad_token_id = pad_token_id
 
-    def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """Return one raw output per sequence, in order."""
-        if not ids:
+    def score_ids(self, conversations: Sequence[Tokens]) -> list[tuple[float, ...]]:
+        """Return the raw outputs of each conversation, in order."""
+        if not conversations:
             return []
         from vllm import PoolingParams
 
         outputs = self._engine.classify(
-            [{"prompt_token_ids": self._up_to_pooled(row)} for row in ids],
+            [{"prompt_token_ids": self._up_to_pooled(tokens.ids)} for tokens in conversations],
             pooling_params=PoolingParams(use_activation=False),
             use_tqdm=False,
         )
-        return [output.outputs.probs[0] for output in outputs]
+        return [tuple(output.outputs.probs) for output in outputs]
 
     def _up_to_pooled(self, ids: Sequence[int]) -> list[int]:
         """Cut pad tokens off the end: vLLM pools the last position, transformers the last that is not padding."""

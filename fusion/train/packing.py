@@ -24,13 +24,8 @@ import numpy as np
 import torch
 
 from fusion.losses import SequenceLogps
+from fusion.packed.trees import ALIGNMENT, LEAST_ROWS, Tree, Trees, at_least
 from fusion.train.encode import Encoded, EncodedRow
-
-LEAST_ROWS = 4
-"""Matrix products of fewer rows take another kernel on CPUs, whose rounding differs. They are filled up everywhere, so that
-a row's numbers do not depend on what it is packed with."""
-ALIGNMENT = 8
-"""Tokens of a packed pass are filled up to a multiple of it."""
 
 
 class Layout(StrEnum):
@@ -39,37 +34,6 @@ class Layout(StrEnum):
     shared = "shared"
     packed = "packed"
     padded = "padded"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tree:
-    """A prompt and its responses in a packed sequence, as ranges of token positions.
-
-    Example: a prompt of 5 tokens at 100 with responses of 4, 3 and 2: `Tree(100, 105, 109, ((109, 112), (112, 114)))`.
-    """
-
-    start: int
-    prompt_stop: int
-    trunk_stop: int
-    """The trunk is `start` to here: the prompt and its longest response."""
-    branches: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def stop(self) -> int:
-        return self.branches[-1][1] if self.branches else self.trunk_stop
-
-    @property
-    def reach(self) -> int:
-        """Tokens that its last token can see, itself included, in the longest of its sequences."""
-        return self.trunk_stop - self.start
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Trees:
-    """What attention has to know of a packed sequence: its trees, in order, and its length with the filling."""
-
-    trees: tuple[Tree, ...]
-    num_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -226,15 +190,8 @@ def _spread_packed(
         None,
         Trees(tuple(trees), at + filling),
         torch.from_numpy(places := np.concatenate(predict)),
-        torch.from_numpy(_at_least(np.unique(places), LEAST_ROWS)),
+        torch.from_numpy(at_least(np.unique(places), LEAST_ROWS)),
     )
-
-
-def _at_least(places: np.ndarray, count: int) -> np.ndarray:
-    """Add the first other places where there are fewer than `count`."""
-    if len(places) >= count:
-        return places
-    return np.sort(np.concatenate([places, np.setdiff1d(np.arange(ALIGNMENT), places)[: count - len(places)]]))
 
 
 def _add_tree(

@@ -9,7 +9,6 @@ at a time. Where they differ, the next simpler passes are taken, and the trainin
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from fusion.errors import ModelError
-from fusion.train import attention
+from fusion.packed import attention
+from fusion.packed.last_mlp import LastMlp
 from fusion.train.encode import EncodedRow
 from fusion.train.head import HeadJob, LogitRule, Objective, run_head
 from fusion.train.memory import HeadLimits
@@ -35,18 +35,13 @@ def load_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        attn_implementation=own_attention(facts),
+        attn_implementation=attention.own_attention(facts),
         local_files_only=True,
         use_safetensors=True,
         **off,
     )
     model.config.use_cache = False
     return model
-
-
-def own_attention(facts: dict[str, object]) -> str:
-    """Return transformers' implementation for plain passes: PyTorch's scaled dot product has no softcap (Gemma-2)."""
-    return "eager" if facts.get("attn_logit_softcapping") else "sdpa"
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
@@ -65,7 +60,7 @@ class PolicyModel(nn.Module):
         self.model = model
         self.rule = LogitRule.of(model.config.get_text_config().to_dict())
         self.limits = limits or HeadLimits()
-        self._last_mlp = _LastMlp.of(model)
+        self._last_mlp = LastMlp.of(model.get_decoder())
         self.skips_unread = True
         """Whether the last feed-forward block, where it is known, leaves out what nothing reads; the probe decides."""
         self.use(layout)
@@ -76,7 +71,9 @@ class PolicyModel(nn.Module):
         if self._last_mlp is not None:
             self._last_mlp.needed = None
         facts = self.model.config.get_text_config().to_dict()
-        self.model.set_attn_implementation(own_attention(facts) if layout is Layout.padded else attention.NAME)
+        self.model.set_attn_implementation(
+            attention.own_attention(facts) if layout is Layout.padded else attention.NAME
+        )
 
     def forward(self, batch: PackedBatch, objective: Objective | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss and (S,) float64 log pi(response | prompt), sums over response tokens, in nats.
@@ -104,41 +101,6 @@ class PolicyModel(nn.Module):
         if not isinstance(head, nn.Linear):
             raise ModelError(f"{type(self.model).__name__}: its head is a {type(head).__name__}, not a linear layer")
         return head
-
-
-class _LastMlp:
-    """Runs the last layer's feed-forward block on the tokens whose hidden states are read, and on no others.
-
-    Nothing after it mixes tokens, so what it would give for a prompt is never used. With four layers and prompts of
-    eight times a response this saves a tenth of a pass, with thirty-two still two percent.
-    """
-
-    def __init__(self, mlp: nn.Module) -> None:
-        self.needed: torch.Tensor | None = None
-        """Places in the packed sequence; None = all. It stays until the next pass: checkpointing runs the block again
-        during the backward pass."""
-        self._forward = mlp.forward
-        mlp.forward = self
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "_LastMlp | None":
-        """Take over the block where the family has one, dense or of experts; the probe finds out whether it maps each
-        token of a tensor to one of its own."""
-        layers = getattr(model.get_decoder(), "layers", None)
-        mlp = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) else None
-        if mlp is None:
-            return None
-        return mlp.forward if isinstance(mlp.forward, cls) else cls(mlp)
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        """Without `needed`, whatever the block takes and gives."""
-        run = self._forward if self.needed is None else self._on_needed
-        return run(*arguments, **keywords)
-
-    def _on_needed(self, hidden_WTH: torch.Tensor) -> torch.Tensor:
-        found = torch.zeros_like(hidden_WTH)
-        found[:, self.needed] = self._forward(hidden_WTH[:, self.needed])
-        return found
 
 
 # ---- the probe --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Attention over packed trees (`packing.py`), registered with transformers as one more implementation.
+"""Attention over packed trees (`trees.py`), registered with transformers as one more implementation.
 
 The one idea: every response of a row sees [prompt, itself]. The trunk is one plain causal call. For the branches the
 prompt's part is one call without mask for all of them together, each branch's own part one causal call, and the
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from fusion.train.packing import Tree, Trees
+from fusion.packed.trees import Tree, Trees
 
 NAME = "fuseline_trees"
 """The implementation's name in transformers."""
@@ -173,6 +173,9 @@ class _TreeAttention(torch.autograd.Function):
         out[:, :, trees.trees[-1].stop :] = 0  # the filling sees nothing
         x = _Operands(q, k, v, out, lse)
         for tree in trees.trees:
+            if trees.apart:
+                _forward_apart(x, tree, kernels)
+                continue
             kernel = kernels.of(tree)
             _causal_forward(x, (tree.start, tree.trunk_stop), kernel)
             if tree.branches:
@@ -183,6 +186,7 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        assert not ctx.trees.apart, "passes with branches apart have no gradients"
         q, k, v, out, lse = ctx.saved_tensors
         x = _Operands(q, k, v, out, lse, grad_out.transpose(1, 2))
         grads = (_like_tokens(q, q.shape[-1]), _like_tokens(k, k.shape[-1]), _like_tokens(v, v.shape[-1]))
@@ -209,12 +213,21 @@ def _causal_forward(x: _Operands, place: tuple[int, int], kernel: _Kernel) -> No
     here.lse.copy_(lse)
 
 
+def _forward_apart(x: _Operands, tree: Tree, kernels: _Kernels) -> None:
+    """Write output and log-sum-exp of a tree, each of its sequences as if the others were not there."""
+    trunk = dataclasses.replace(tree, branches=())
+    _causal_forward(x, (trunk.start, trunk.trunk_stop), kernels.of(trunk))
+    for branch in tree.branches:
+        alone = tree.alone(branch)
+        _branches_forward(x, alone, kernels.of(alone))
+
+
 def _branches_forward(x: _Operands, tree: Tree, kernel: _Kernel) -> None:
     """Write output and log-sum-exp of the branches of one tree."""
     seen, seen_lse = _on_prompt(x, tree, kernel)
     for branch in tree.branches:
         _causal_forward(x, branch, kernel)
-    all_of_them = slice(tree.trunk_stop, tree.stop)
+    all_of_them = slice(tree.branches[0][0], tree.stop)
     out, lse = x.out[:, :, all_of_them], x.lse[:, :, all_of_them]
     both = torch.logaddexp(lse, seen_lse)
     own_share, seen_share = (torch.exp(part - both).unsqueeze(-1).to(out.dtype) for part in (lse, seen_lse))
@@ -253,7 +266,7 @@ def _branches_backward(x: _Operands, tree: Tree, kernel: _Kernel, grads: _Gradie
 def _calls(tree: Tree, kernel: _Kernel) -> Sequence[tuple[int, int]]:
     """Ranges of queries that go to the prompt in one call: all branches, unless their positions matter."""
     if isinstance(kernel, _Flash):
-        return ((tree.trunk_stop, tree.stop),)
+        return ((tree.branches[0][0], tree.stop),)
     return tree.branches
 
 
@@ -321,6 +334,11 @@ def tree_attention(
     flash = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
     kernels = _Kernels(scale, sliding_window, softcap, flash)
     return _TreeAttention.apply(query, key, value, trees, kernels), None  # type: ignore[return-value]
+
+
+def own_attention(facts: dict[str, object]) -> str:
+    """Return transformers' implementation for plain passes: PyTorch's scaled dot product has no softcap (Gemma-2)."""
+    return "eager" if facts.get("attn_logit_softcapping") else "sdpa"
 
 
 AttentionInterface.register(NAME, tree_attention)
