@@ -5,9 +5,11 @@ free of effects on the numbers, because a score there does not depend on its nei
 """
 
 import asyncio
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from ray import serve
 from ray.serve.deployment import Application
@@ -17,7 +19,20 @@ from fusion.rows import Message
 from serving.backends import Scored
 from serving.config import RewardModel, RewardPlacement
 
+logger = logging.getLogger(__name__)
+
 Conversations = Sequence[tuple[Message, ...]]
+
+_TOO_LATE = Scored(None, 0, error_code="deadline_exceeded", error_message="the deadline came before its turn")
+
+
+class _Asked(NamedTuple):
+    """One request as it waits for its batch."""
+
+    conversations: Conversations
+    truncation: Truncation
+    ends_at: float
+    """On the monotonic clock of the replica."""
 
 
 class RewardServer:
@@ -34,26 +49,45 @@ class RewardServer:
         gathered.set_max_batch_size(placement.max_batch_requests)
         gathered.set_batch_wait_timeout_s(placement.batch_wait_s)
 
-    async def score(self, conversations: Conversations, truncation: Truncation) -> list[Scored]:
-        """Return one result per conversation, in order."""
-        return await self._gathered((conversations, truncation))
+    async def score(self, conversations: Conversations, truncation: Truncation, within_s: float = 30.0) -> list[Scored]:
+        """Return one result per conversation, in order; those not begun `within_s` seconds are `deadline_exceeded`."""
+        return await self._gathered(_Asked(conversations, truncation, time.monotonic() + within_s))
 
     @serve.batch
-    async def _gathered(self, requests: list[tuple[Conversations, Truncation]]) -> list[list[Scored]]:
+    async def _gathered(self, requests: list[_Asked]) -> list[list[Scored]]:
         return await asyncio.to_thread(self._score, requests)
 
-    def _score(self, requests: list[tuple[Conversations, Truncation]]) -> list[list[Scored]]:
+    def _score(self, requests: list[_Asked]) -> list[list[Scored]]:
         """Score the requests of each truncation in one call, so that they share forward passes."""
-        results: list[list[Scored]] = [[] for _ in requests]
+        # Nobody waits any more for those whose time is over: an overloaded model would score only for them.
+        results = [[_TOO_LATE] * len(request.conversations) for request in requests]
+        now = time.monotonic()
         for truncation in get_args(Truncation):
-            chosen = [i for i, request in enumerate(requests) if request[1] == truncation]
+            chosen = [i for i, r in enumerate(requests) if r.truncation == truncation and r.ends_at > now]
             if not chosen:
                 continue
-            flat = [conversation for i in chosen for conversation in requests[i][0]]
-            scores = iter(self._reward.score(flat, truncation=truncation))
+            flat = [conversation for i in chosen for conversation in requests[i].conversations]
+            scores = iter(self._score_all(flat, truncation))
             for i in chosen:
-                results[i] = [self._scored(next(scores)) for _ in requests[i][0]]
+                results[i] = [self._scored(next(scores)) for _ in requests[i].conversations]
         return results
+
+    def _score_all(self, conversations: Conversations, truncation: Truncation) -> list[RewardScore]:
+        """Score in one call; where that fails (out of memory), one by one, so that one item does not spoil the others."""
+        try:
+            return self._reward.score(conversations, truncation=truncation)
+        except (RuntimeError, MemoryError):
+            logger.exception(
+                "%s failed on %d conversations together; going on one by one", self._name, len(conversations)
+            )
+        return [self._score_one(conversation, truncation) for conversation in conversations]
+
+    def _score_one(self, conversation: tuple[Message, ...], truncation: Truncation) -> RewardScore:
+        try:
+            return self._reward.score([conversation], truncation=truncation)[0]
+        except (RuntimeError, MemoryError) as error:
+            logger.error("%s failed on a conversation: %s", self._name, type(error).__name__)
+            return RewardScore.failed("scorer_error", "the model failed on this conversation")
 
     def _scored(self, result: RewardScore) -> Scored:
         message = result.error_message
@@ -62,7 +96,7 @@ class RewardServer:
             num_tokens=result.num_tokens,
             truncated=result.truncated,
             objectives=result.objectives,
-            error_code=result.error_code,
+            error_code="backend_error" if result.error_code == "scorer_error" else result.error_code,
             # Clients need not know where the model lies on the server.
             error_message=message and message.replace(str(self._folder), self._name),
         )

@@ -31,12 +31,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from served import Service
 from training.shapes import ULTRAFEEDBACK, Fixed, Lognormal
 
 from fusion.rewards import ClassifierSettings, RewardFn
 from fusion.rewards.common import Tokens
 from fusion.rows import Message
+from served import Service
 from tiny_models import save_tokenizer
 
 MAX_LENGTH = 2048
