@@ -8,8 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
+import yaml
 
 ROOT = Path(__file__).parents[1]
 ENV = {
@@ -34,15 +37,45 @@ class Service:
         line = next(line for line in self.lines if line.startswith("Ray cluster: "))
         return line.removeprefix("Ray cluster: ").strip()
 
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Return the living processes of the service whose command line begins with `title`, oldest first.
+
+        Ray gives its workers titles: `ray::ServeReplica:fuseline:reward:rm`, `ray::ProxyActor`; vLLM `VLLM::EngineCore`.
+        """
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if " ".join(child.cmdline()).startswith(title) and child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child)
+            except psutil.NoSuchProcess:
+                continue
+        return sorted(found, key=lambda child: child.create_time())
+
+    @classmethod
+    @contextmanager
+    def of(cls, folder: Path, **config: Any) -> Iterator["Service"]:
+        """Start the service of a serve config, which is written into `folder`."""
+        file = folder / "serve.yaml"
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        with cls.run("jobs.run", "serve", str(file)) as service:
+            yield service
+
     @classmethod
     @contextmanager
     def start(cls, *arguments: str) -> Iterator["Service"]:
-        """Start `python -m jobs.serve` with these arguments on a free port, and end it by its own pid."""
+        """Start `python -m jobs.serve` with these arguments."""
+        with cls.run("jobs.serve", *arguments) as service:
+            yield service
+
+    @classmethod
+    @contextmanager
+    def run(cls, *command: str) -> Iterator["Service"]:
+        """Run a module that serves, on a free port, and end it by its own pid."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.serve", *arguments, "--port", str(port)],
+            [sys.executable, "-m", *command, "--port", str(port)],
             cwd=ROOT,
             env={**os.environ, **ENV},
             stdout=subprocess.PIPE,
