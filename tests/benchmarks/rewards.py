@@ -73,13 +73,13 @@ class Workload:
         ]
 
 
-def save_model(folder: Path, *, hidden: int, layers: int) -> Path:
+def save_model(folder: Path, *, hidden: int, layers: int, seed: int = 0) -> Path:
     """Save a random Llama reward model of 4k vocabulary with a byte tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     save_tokenizer(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=4096,
         hidden_size=hidden,
