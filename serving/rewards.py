@@ -49,6 +49,12 @@ class RewardServer:
         gathered.set_max_batch_size(placement.max_batch_requests)
         gathered.set_batch_wait_timeout_s(placement.batch_wait_s)
 
+    async def determinism(self) -> str:
+        """Return what `/v1/models` says of equal inputs: what was tried out on this replica when it loaded."""
+        if self._reward.tolerance == 0:
+            return "bitwise: a score does not depend on the other responses of a request, on order, batch or replica"
+        return f"a score moves by up to about {self._reward.tolerance:.1g} with what else is scored with it (tried at load)"
+
     async def score(self, conversations: Conversations, truncation: Truncation, within_s: float = 30.0) -> list[Scored]:
         """Return one result per conversation, in order; those not begun `within_s` seconds are `deadline_exceeded`."""
         return await self._gathered(_Asked(conversations, truncation, time.monotonic() + within_s))

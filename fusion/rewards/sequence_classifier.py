@@ -62,7 +62,8 @@ class ClassifierSettings(Config):
 
         model = Classifier.load(folder, dtype=self.dtype, device=device, tokens_per_forward=self.tokens_per_forward)
         rule = ScoreRule.of(model.outputs, self.objectives, name=str(folder / "config.json"))
-        return RewardFn(Chat.load(folder, self.chat), model, rule, max_length=model.limit(self.max_length))
+        chat, limit = Chat.load(folder, self.chat), model.limit(self.max_length)
+        return RewardFn(chat, model, rule, max_length=limit, tolerance=model.tolerance)
 
 
 class SequenceClassifier(ClassifierSettings):
@@ -131,11 +132,18 @@ class ScoreRule:
 
 
 class RewardFn:
-    """A loaded reward model with its chat template."""
+    """A loaded reward model with its chat template.
 
-    def __init__(self, chat: Chat, model: TokenScorer, rule: ScoreRule, *, max_length: int) -> None:
+    Attributes:
+        tolerance: by how much a score may move with its neighbours, as tried out at load; 0 = not by a bit, None = unknown.
+    """
+
+    def __init__(
+        self, chat: Chat, model: TokenScorer, rule: ScoreRule, *, max_length: int, tolerance: float | None = None
+    ) -> None:
         self.chat = chat
         self.max_length = max_length
+        self.tolerance = tolerance
         self.rule = rule
         self._model = model
 

@@ -25,7 +25,10 @@ from typing import Any
 import httpx
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "serving"), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(TESTS / "serving"))
+sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(TESTS.parent))
 from load import Chats, Rewards, Send, Summary, capacity, open_loop
 from rewards import save_model as save_reward_model
 
