@@ -24,11 +24,10 @@ from typing import Any
 
 import httpx
 
-TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(TESTS / "serving"))
-sys.path.insert(0, str(TESTS))
-sys.path.insert(0, str(TESTS.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from load import Chats, Rewards, Send, Summary, capacity, open_loop
 from rewards import save_model as save_reward_model
 
