@@ -46,7 +46,7 @@ def build_app(
     """
     shown_at = "/openapi.json" if documented else None
     app = FastAPI(title="fuseline", docs_url=None, redoc_url=None, openapi_url=shown_at)
-    openapi.describe(app)
+    openapi.describe(app, [*chats, *rewards])
     # The router would answer a trailing slash with a redirect, which is no envelope.
     app.router.redirect_slashes = False
     models = routes.Models(chats, rewards)

@@ -39,7 +39,7 @@ def parse_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ApiError("invalid_json", f"the body is not UTF-8 at byte {error.start}") from None
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_number)
     except RecursionError:
         raise ApiError("invalid_json", f"the body is nested deeper than {MAX_DEPTH}") from None
     except json.JSONDecodeError as error:
@@ -96,6 +96,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         duplicate = next(key for key in keys if keys.count(key) > 1)
         raise ApiError("invalid_json", f"key {duplicate[:64]!r} appears twice in one object")
     return value
+
+
+def _number(text: str) -> float | int:
+    """Return 2.0 as 2: JSON does not tell them apart, and neither do JSON schemas."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -4,6 +4,7 @@ Bodies are read by the routes themselves (see `serving.body`), every answer has 
 envelope, and a stream is another media type of the same route. Each of these is said here once.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -46,7 +47,13 @@ one event `data: {"error": {...}}`, after which the stream ends without `[DONE]`
 
 STREAM_CONTENT = {
     "text/event-stream": {
-        "schema": {"type": "string", "description": _STREAM.strip()},
+        # OpenAPI 3.1 has the schema of a stream describe one event.
+        "schema": {
+            "type": "object",
+            "description": _STREAM.strip(),
+            "properties": {"data": {"type": "string", "description": "JSON, or `[DONE]`."}},
+            "required": ["data"],
+        },
         "example": 'data: {"object":"chat.completion.chunk","choices":[...]}\n\ndata: [DONE]\n\n',
     }
 }
@@ -63,12 +70,17 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def body_of(model: type[BaseModel], limits: Limits) -> dict[str, Any]:
-    """Return the OpenAPI entry of a body that the route reads itself."""
+def body_of(model: type[BaseModel], limits: Limits, names: Sequence[str]) -> dict[str, Any]:
+    """Return the OpenAPI entry of a body that the route reads itself; `names` are the models it can ask."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     inlined = _inline(schema, schema.pop("$defs", {}))
+    for found in _properties(inlined, "model"):
+        found.update(_one_of(names))
     for name in ("input", "responses", "documents", "text_2"):
-        _limit_items(inlined, name, limits.max_reward_items)
+        for found in _properties(inlined, name):
+            for form in (found, *found.get("anyOf", [])):
+                if form.get("type") == "array":
+                    form["maxItems"] = limits.max_reward_items
     parameters = [
         {"name": name, "in": "header", "required": False, "description": what, "schema": {"type": "string"}}
         for name, what in _HEADERS
@@ -77,22 +89,25 @@ def body_of(model: type[BaseModel], limits: Limits) -> dict[str, Any]:
     return {"requestBody": body, "parameters": parameters}
 
 
-def describe(app: FastAPI) -> None:
-    """Make `app` show its document with the headers of every answer, and without FastAPI's own 422."""
+def describe(app: FastAPI, names: Sequence[str]) -> None:
+    """Make `app` show its document with the headers of every answer, its models, and without FastAPI's own 422."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, names)
         return app.openapi_schema
 
     app.openapi = document
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes)
     for operations in document["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "path" and parameter["name"] == "model":
+                    parameter["schema"] |= _one_of(names)
             for status, answer in operation["responses"].items():
                 answer["headers"] = _answer_headers(status)
     for name in ("HTTPValidationError", "ValidationError"):
@@ -120,15 +135,17 @@ def _inline(value: Any, definitions: dict[str, Any]) -> Any:
             return value
 
 
-def _limit_items(schema: Any, name: str, most: int) -> None:
-    """Set the largest number of items of every array that is the property `name` or one of its forms."""
+def _properties(schema: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Yield every property `name` inside an inlined schema."""
     if isinstance(schema, list):
         for item in schema:
-            _limit_items(item, name, most)
+            yield from _properties(item, name)
     elif isinstance(schema, dict):
-        found = schema.get("properties", {}).get(name)
-        for form in [found, *found.get("anyOf", [])] if found else []:
-            if form.get("type") == "array":
-                form["maxItems"] = most
+        if name in (properties := schema.get("properties", {})):
+            yield properties[name]
         for item in schema.values():
-            _limit_items(item, name, most)
+            yield from _properties(item, name)
+
+
+def _one_of(names: Sequence[str]) -> dict[str, Any]:
+    return {"enum": list(names)} if names else {}

@@ -97,7 +97,9 @@ def _add_get(app: FastAPI, path: str, endpoint: Endpoint, statuses: tuple[int, .
 def add_chat(app: FastAPI, models: Models, limits: Limits) -> None:
     """Add chat; with the name of a reward model it scores the conversation instead (NVIDIA NIM's way)."""
 
-    @_post(app, "/v1/chat/completions", ChatCompletionRequest, ChatCompletion, limits, streams=True)
+    described = body_of(ChatCompletionRequest, limits, [*models.chats, *models.rewards])
+
+    @_post(app, "/v1/chat/completions", ChatCompletion, described, streams=True)
     async def chat_completions(request: Request) -> Response:
         limit_s = deadline.seconds(request, limits.chat_deadline_s)
         ends_at = asyncio.get_running_loop().time() + limit_s
@@ -141,22 +143,16 @@ def _add_scoring(
             return _json(await answer(asked, models.reward(asked.model), limits=limits))
 
     for path in paths:
-        _post(app, path, asks, answers, limits)(endpoint)
+        _post(app, path, answers, body_of(asks, limits, list(models.rewards)))(endpoint)
 
 
 def _post(
-    app: FastAPI,
-    path: str,
-    asks: type[BaseModel],
-    answers: type[BaseModel],
-    limits: Limits,
-    *,
-    streams: bool = False,
+    app: FastAPI, path: str, answers: type[BaseModel], described: dict[str, Any], *, streams: bool = False
 ) -> Callable[[Endpoint], Endpoint]:
     responses = errors(*BODY_ERRORS)
     if streams:
         responses[200] = {"content": STREAM_CONTENT}
-    return app.post(path, name=path, response_model=answers, responses=responses, openapi_extra=body_of(asks, limits))
+    return app.post(path, name=path, response_model=answers, responses=responses, openapi_extra=described)
 
 
 async def _stream(pieces: AsyncGenerator[dict[str, Any], None]) -> Response:

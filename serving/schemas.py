@@ -8,7 +8,7 @@ ignored. Response models are what the OpenAPI document shows.
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from serving.errors import STATUS
@@ -46,6 +46,11 @@ _STOP: list[JsonValue] = [
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Range = Annotated[
+    tuple[float, float],
+    # A pair is an array of two for every reader of JSON schemas, the older ones too.
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
+]
 Role = Literal["system", "user", "assistant"]
 
 
@@ -329,7 +334,7 @@ class Scorer(ResponseModel):
 
     dtype: str
     template_sha256: str
-    range: tuple[float, float] | None
+    range: Range | None
     """Lowest and highest score that were seen when the model was made, where known."""
 
 
@@ -378,7 +383,7 @@ class ModelCard(ResponseModel):
     """Prompt plus answer for a chat model, whole conversation for a reward model."""
     dtype: str
     template_sha256: str
-    score_range: tuple[float, float] | None = None
+    score_range: Range | None = None
     score_direction: Literal["higher_is_better"] | None = None
     objectives: list[str] | None = None
     """Names of the parts of a score, where a reward model has them."""
