@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check serve install format clean-demo
+.PHONY: demo test test-serving check serve install format clean-demo
 
 install: $(VENV)/.installed
 
@@ -23,14 +23,19 @@ serve: install
 	$(BIN)/fuseline serve jobs/recipes/demo.yaml
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not serving"
+
+# All tests of the service's HTTP side, the long ones too.
+test-serving: install
+	$(BIN)/python -m pytest -q tests/serving -m "not serving"
+	$(BIN)/python -m pytest -q -s -m serving
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not ray"
+	$(BIN)/python -m pytest -q -m "not ray and not serving"
 
 format: install
 	$(BIN)/ruff format .

@@ -96,5 +96,9 @@ class RewardBackend(Protocol):
     async def score(
         self, conversations: Sequence[tuple[Message, ...]], *, truncation: Literal["error", "left", "right"]
     ) -> list[Scored]:
-        """Return one result per conversation, in order. Raises ApiError where the model is gone."""
+        """Return one result per conversation, in order. Raises ApiError where the model is gone.
+
+        A backend that keeps time itself gives `deadline_exceeded` to the conversations that it did not reach. From
+        outside one call is done or not done: a request that ends while it waits here is 408 as a whole.
+        """
         ...

@@ -10,7 +10,7 @@ import math
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from serving.errors import ApiError
 from serving.schemas import UNSUPPORTED, RequestModel
@@ -24,8 +24,10 @@ async def read_json(request: Request, *, max_bytes: int) -> Any:
     """Return the JSON value of a request body of at most `max_bytes`.
 
     Raises:
-        ApiError: unsupported_media_type, body_too_large or invalid_json.
+        ApiError: unknown_field for a query string, unsupported_media_type, body_too_large or invalid_json.
     """
+    if request.url.query:
+        raise ApiError("unknown_field", "this route takes no query parameters; send them in the body", param="query")
     _check_media_type(request)
     return parse_json(await _read(request, max_bytes))
 
@@ -37,7 +39,7 @@ def parse_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ApiError("invalid_json", f"the body is not UTF-8 at byte {error.start}") from None
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_number)
     except RecursionError:
         raise ApiError("invalid_json", f"the body is nested deeper than {MAX_DEPTH}") from None
     except json.JSONDecodeError as error:
@@ -55,7 +57,7 @@ def parse_model(model: type[AnyRequest], value: Any) -> AnyRequest:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _first_error(error) from None
+        raise _first_error(error, value) from None
 
 
 def _check_media_type(request: Request) -> None:
@@ -75,11 +77,15 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise too_large
-        chunks.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > max_bytes:
+                raise too_large
+            chunks.append(chunk)
+    except ClientDisconnect:
+        # Nobody reads this answer; it keeps the log free of a traceback for what is no fault of ours.
+        raise ApiError("invalid_request", "the connection was closed before the body was complete") from None
     return b"".join(chunks)
 
 
@@ -90,6 +96,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         duplicate = next(key for key in keys if keys.count(key) > 1)
         raise ApiError("invalid_json", f"key {duplicate[:64]!r} appears twice in one object")
     return value
+
+
+def _number(text: str) -> float | int:
+    """Return 2.0 as 2: JSON does not tell them apart, and neither do JSON schemas."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -124,14 +136,18 @@ def _check_text(*texts: str) -> None:
             raise ApiError("invalid_json", "a string holds half of a surrogate pair, which is not text") from None
 
 
-def _first_error(error: ValidationError) -> ApiError:
+def _first_error(error: ValidationError, value: Any) -> ApiError:
     problems = error.errors(include_url=False, include_input=False)
-    # An unknown field is usually the cause of the others.
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    param = field_path(problem["loc"])
+    paths = [field_path(problem["loc"], value, missing=problem["type"] == "missing") for problem in problems]
+    # An unknown field is usually the cause of the others. Of a field with several types each has its own problem;
+    # the one deepest inside comes from the type that was meant.
+    unknown = [i for i, problem in enumerate(problems) if problem["type"] == "extra_forbidden"]
+    same = [i for i, path in enumerate(paths) if path.startswith(paths[0])]
+    place = unknown[0] if unknown else max(same, key=lambda i: len(paths[i]))
+    problem, param = problems[place], paths[place]
     if problem["type"] == "extra_forbidden":
         if len(problem["loc"]) == 1 and problem["loc"][0] in UNSUPPORTED:
-            return ApiError("unsupported_parameter", f"{param} is not supported by this service", param=param)
+            return ApiError("unsupported_parameter", f"{param} is not supported on this route", param=param)
         return ApiError("unknown_field", f"unknown field {param}", param=param)
     context = problem.get("ctx", {}) if problem["type"] == "api_error" else {}
     code = context.get("code", "invalid_request")
@@ -140,9 +156,18 @@ def _first_error(error: ValidationError) -> ApiError:
     return ApiError(code, f"{param}: {message}" if param else message, param=param or None)
 
 
-def field_path(loc: tuple[int | str, ...]) -> str:
-    """Return a pydantic location as people write it: `input[1].messages[0].role`, cut at 128 characters."""
+def field_path(loc: tuple[int | str, ...], value: Any, *, missing: bool = False) -> str:
+    """Return where in `value` a pydantic location is, as people write it: `input[1].messages[0].role`.
+
+    Where a field may have several types, pydantic adds the type it tried, which is no place in the body. `missing`
+    says that the last part is the name of a field that is not there. Cut at 128 characters.
+    """
     text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    for place, part in enumerate(loc):
+        if isinstance(part, int):
+            text += f"[{part}]"
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+        elif isinstance(value, dict) and (part in value or (missing and place == len(loc) - 1)):
+            text += f".{part}" if text else part
+            value = value.get(part)
     return text[:128]

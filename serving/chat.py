@@ -38,6 +38,7 @@ def prepare(request: ChatCompletionRequest, backend: ChatBackend, *, limits: Lim
     Raises:
         ApiError: the conversation cannot be rendered, or prompt and answer do not fit the model.
     """
+    _check_roles(request.messages)
     prompt_ids = encode(backend, request.messages)
     room = backend.card.max_tokens - len(prompt_ids)
     asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
@@ -66,6 +67,16 @@ def prepare(request: ChatCompletionRequest, backend: ChatBackend, *, limits: Lim
         frequency_penalty=request.frequency_penalty or 0.0,
         num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
+
+
+def _check_roles(messages: Sequence[ChatMessage]) -> None:
+    roles = [message.role for message in messages]
+    if roles[-1] != "user":
+        where = f"messages[{len(roles) - 1}].role"
+        raise ApiError("invalid_roles", "the last message must be the user's", param=where)
+    if "system" in roles[1:]:
+        where = f"messages[{roles.index('system', 1)}].role"
+        raise ApiError("invalid_roles", "a system message must be the first", param=where)
 
 
 def encode(backend: ChatBackend, messages: Sequence[ChatMessage]) -> list[int]:

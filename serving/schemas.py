@@ -5,32 +5,52 @@ may send and this service does not do is listed in `UNSUPPORTED`, so that it is 
 ignored. Response models are what the OpenAPI document shows.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
+
+from serving.errors import STATUS
 
 UNSUPPORTED = frozenset(
     """
     add_generation_prompt add_special_tokens allowed_token_ids audio bad_words best_of cache_salt chat_template
-    chat_template_kwargs continue_final_message documents echo function_call functions guided_choice
+    chat_template_kwargs continue_final_message documents ec_transfer_params echo function_call functions guided_choice
     guided_decoding_backend guided_grammar guided_json guided_regex guided_whitespace_pattern ignore_eos
-    include_reasoning include_stop_str_in_output kv_transfer_params length_penalty logit_bias logits_processors
-    max_reasoning_tokens metadata min_p min_tokens mm_processor_kwargs modalities parallel_tool_calls prediction priority
-    prompt_cache_key prompt_logprobs reasoning_effort repetition_penalty request_id response_format
-    return_token_ids return_tokens_as_token_ids safety_identifier service_tier skip_special_tokens
-    spaces_between_special_tokens stop_token_ids store structured_outputs tool_choice tools top_k
-    truncate_prompt_tokens use_beam_search verbosity vllm_xargs web_search_options
+    include_reasoning include_stop_str_in_output instruction kv_transfer_params length_penalty logit_bias
+    logits_processors logprob_token_ids max_chunks_per_doc max_reasoning_tokens max_tokens_per_doc
+    max_tokens_per_query media_io_kwargs metadata min_p min_tokens mm_payload mm_processor_kwargs modalities
+    moderation padding parallel_tool_calls prediction priority prompt_cache_key prompt_cache_options
+    prompt_cache_retention prompt_logprobs rank_fields reasoning_effort relevant_spans repetition_detection
+    repetition_penalty request_id response_format return_mm_kwargs return_prompt_text return_token_ids
+    return_token_offsets return_tokens_as_token_ids routed_experts_prompt_start safety_identifier service_tier
+    session_id skip_special_tokens spaces_between_special_tokens stop_token_ids store stream_interval
+    structured_outputs thinking_token_budget tool_choice tools top_k truncate_prompt_tokens truncation_side
+    use_beam_search verbosity vllm_xargs watermarking web_search_options
     """.split()  # noqa: SIM905
 )
-"""Known parameters of OpenAI or vLLM chat requests that this service refuses by name."""
+"""Known parameters of OpenAI, vLLM, Cohere or Jina requests that this service refuses by name."""
 
 MAX_STOP = 4
 MAX_N = 8
+MAX_STOP_TEXT = 256
 MAX_LOGPROBS = 20
+
+_STOP_TEXT: dict[str, JsonValue] = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_TEXT}
+_STOP: list[JsonValue] = [
+    {**_STOP_TEXT},
+    {"type": "array", "maxItems": MAX_STOP, "items": {**_STOP_TEXT}},
+    {"type": "null"},
+]
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Range = Annotated[
+    tuple[float, float],
+    # A pair is an array of two for every reader of JSON schemas, the older ones too.
+    WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
+]
 Role = Literal["system", "user", "assistant"]
 
 
@@ -45,13 +65,48 @@ class RequestModel(BaseModel):
 class ResponseModel(BaseModel):
     """Base of everything a client gets."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        # Fields with a default are sent all the same.
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 def refuse(code: str, message: str, param: str | None = None) -> PydanticCustomError:
     """Return the error that a validator raises to end the request with this code."""
     # The message is passed as a value, because pydantic reads braces in a template.
     return PydanticCustomError("api_error", "{text}", {"code": code, "text": message, "param": param})
+
+
+def one_of_forms(*forms: tuple[str, ...]) -> Callable[[dict[str, Any]], None]:
+    """Return what makes the JSON schema of a model say that the fields of exactly one of `forms` are given."""
+    every = {name for form in forms for name in form}
+
+    def say(schema: dict[str, Any]) -> None:
+        properties, required = schema.pop("properties"), schema.pop("required", [])
+        schema["anyOf"] = [
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "required": [*required, *form],
+                "properties": {
+                    name: _not_null(value) if name in form else {"type": "null"} if name in every else value
+                    for name, value in properties.items()
+                },
+            }
+            for form in forms
+        ]
+        del schema["type"], schema["additionalProperties"]
+
+    return say
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kept = [choice for choice in schema["anyOf"] if choice != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+    return rest | (kept[0] if len(kept) == 1 else {"anyOf": kept})
 
 
 # ---- chat -------------------------------------------------------------------------------------
@@ -76,7 +131,7 @@ class ChatCompletionRequest(RequestModel):
 
     model: ModelName
     messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
-    """The conversation; the last turn is the user's."""
+    """The conversation; the last turn is the user's, or the assistant's where a reward model scores it."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest answer in tokens."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -86,7 +141,7 @@ class ChatCompletionRequest(RequestModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: int | None = Field(default=None, ge=1, le=MAX_N)
     """Answers to one prompt."""
-    stop: str | list[str] | None = None
+    stop: str | list[str] | None = Field(default=None, json_schema_extra={"anyOf": _STOP})
     """Up to four texts that end the answer; they are not part of it."""
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stream: bool | None = None
@@ -107,18 +162,12 @@ class ChatCompletionRequest(RequestModel):
         stops = self.stops
         if len(stops) > MAX_STOP:
             raise refuse("invalid_request", f"stop has {len(stops)} texts, at most {MAX_STOP}", "stop")
-        if any(not text or len(text) > 256 for text in stops):
-            raise refuse("invalid_request", "each stop text has 1 to 256 characters", "stop")
+        if any(not text or len(text) > MAX_STOP_TEXT for text in stops):
+            raise refuse("invalid_request", f"each stop text has 1 to {MAX_STOP_TEXT} characters", "stop")
         if self.stream_options is not None and not self.stream:
             raise refuse("invalid_request", "stream_options needs stream: true", "stream_options")
         if self.top_logprobs is not None and not self.logprobs:
             raise refuse("invalid_request", "top_logprobs needs logprobs: true", "top_logprobs")
-        roles = [message.role for message in self.messages]
-        if roles[-1] != "user":
-            raise refuse("invalid_roles", "the last message must be the user's", f"messages[{len(roles) - 1}].role")
-        if "system" in roles[1:]:
-            where = roles.index("system", 1)
-            raise refuse("invalid_roles", "a system message must be the first", f"messages[{where}].role")
         return self
 
     @property
@@ -193,6 +242,10 @@ class ChatCompletion(ResponseModel):
 class RewardItem(RequestModel):
     """What to score: exactly one of `messages`, `prompt` + `response`, `prompt` + `responses`."""
 
+    model_config = ConfigDict(
+        json_schema_extra=one_of_forms(("messages",), ("prompt", "response"), ("prompt", "responses"))
+    )
+
     id: ItemId | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=1024)
     """A conversation that ends with the assistant's turn."""
@@ -248,7 +301,8 @@ class ErrorBody(ResponseModel):
     message: str
     type: str
     param: str | None
-    code: str
+    """The field at fault, as in `input[1].prompt`."""
+    code: str = Field(json_schema_extra={"enum": [*sorted(STATUS)]})
 
 
 class ErrorEnvelope(ResponseModel):
@@ -262,7 +316,7 @@ class RewardResult(ResponseModel):
 
     index: int
     """Position of the item in `input`."""
-    response_index: int | None = None
+    response_index: int | None = Field(default=None, exclude_if=lambda value: value is None)
     """Position in `responses`, where the item has several."""
     id: str | None
     object: Literal["reward"] = "reward"
@@ -272,7 +326,7 @@ class RewardResult(ResponseModel):
     """Tokens of the whole conversation, before any truncation."""
     truncated: bool = False
     objectives: dict[str, float] | None = None
-    error: ErrorBody | None = None
+    error: ErrorBody | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Scorer(ResponseModel):
@@ -280,7 +334,7 @@ class Scorer(ResponseModel):
 
     dtype: str
     template_sha256: str
-    range: tuple[float, float] | None
+    range: Range | None
     """Lowest and highest score that were seen when the model was made, where known."""
 
 
@@ -329,8 +383,10 @@ class ModelCard(ResponseModel):
     """Prompt plus answer for a chat model, whole conversation for a reward model."""
     dtype: str
     template_sha256: str
-    score_range: tuple[float, float] | None = None
+    score_range: Range | None = None
     score_direction: Literal["higher_is_better"] | None = None
+    objectives: list[str] | None = None
+    """Names of the parts of a score, where a reward model has them."""
     determinism: str
 
 

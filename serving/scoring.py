@@ -25,6 +25,18 @@ from serving.schemas import (
     Scorer,
 )
 
+ITEM_CODES = frozenset(
+    {
+        "context_length_exceeded",
+        "empty_response",
+        "invalid_roles",
+        "non_finite_score",
+        "backend_error",
+        "deadline_exceeded",
+    }
+)
+"""The codes that one item of an answer can have."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
@@ -46,7 +58,8 @@ async def score(request: RewardRequest, backend: RewardBackend, *, limits: Limit
     """Return the scores of a request.
 
     Raises:
-        ApiError: too many items; the first bad item with `on_error: fail`; every item failed in the backend.
+        ApiError: too many items; the first bad item with `on_error: fail`; the backend failed on every item that it
+            was given, or reached none of them in time.
     """
     if request.num_responses > limits.max_reward_items:
         raise ApiError(
@@ -62,11 +75,24 @@ async def score(request: RewardRequest, backend: RewardBackend, *, limits: Limit
     if sound:
         scored = await backend.score([candidate.conversation for candidate in sound], truncation=request.truncation)
         assert len(scored) == len(sound), f"{len(scored)} scores for {len(sound)} conversations"
-    if scored and all(score.error_code == "backend_error" for score in scored):
-        raise ApiError("backend_unavailable", "the reward model failed on every item; try again")
+    _check_any(scored)
     answers = iter(scored)
     results = [_result(c, next(answers) if c.error_code is None else None, request) for c in found]
     return _response(request, backend, results)
+
+
+def _check_any(scored: list[Scored]) -> None:
+    """Raise where trying again is the whole answer: nothing was scored, and by no fault of the items."""
+    codes = {_item_code(score.error_code) if score.error_code is not None else None for score in scored}
+    if codes == {"deadline_exceeded"}:
+        raise ApiError("deadline_exceeded", "the deadline came before the first score")
+    if codes and codes <= {"backend_error", "deadline_exceeded"}:
+        raise ApiError("backend_unavailable", "the reward model failed on every item; try again")
+
+
+def _item_code(code: str) -> str:
+    """Return a backend's code as clients know it; scorers have others, which mean that scoring failed."""
+    return code if code in ITEM_CODES else "backend_error"
 
 
 def candidates(request: RewardRequest) -> list[Candidate]:
@@ -108,12 +134,12 @@ def _candidate(
 
 def _result(candidate: Candidate, scored: Scored | None, request: RewardRequest) -> RewardResult:
     if scored is not None and scored.error_code is None:
-        if scored.score is not None and math.isfinite(scored.score):
+        if scored.score is not None and all(map(math.isfinite, (scored.score, *scored.objectives.values()))):
             return _scored(candidate, scored, request)
         scored = dataclasses.replace(
             scored, error_code="non_finite_score", error_message="the model gave a score that is not a finite number"
         )
-    code = (scored.error_code if scored else candidate.error_code) or "backend_error"
+    code = _item_code((scored.error_code if scored else candidate.error_code) or "backend_error")
     message = (scored.error_message if scored else candidate.error_message) or code
     failed = dataclasses.replace(candidate, error_code=code, error_message=message)
     if request.on_error == "fail":

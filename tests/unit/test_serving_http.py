@@ -91,7 +91,7 @@ def test_a_body_is_counted_while_it_arrives():
     ("change", "status", "code", "param"),
     [
         ({"model": "other"}, 404, "model_not_found", "model"),
-        ({"model": "rm"}, 400, "invalid_request", "model"),
+        ({"model": "rm"}, 400, "invalid_roles", "messages"),  # a reward model scores an assistant's turn
         ({"model": 3}, 400, "invalid_request", "model"),
         ({"messages": []}, 400, "invalid_request", "messages"),
         ({"messages": "hi"}, 400, "invalid_request", "messages"),

@@ -8,6 +8,7 @@ import math
 import pytest
 
 from scripted_service import USER, ScriptedReward, client, refused
+from serving.backends import Scored
 
 GOOD = {"prompt": "2+2?", "response": "four"}
 
@@ -95,3 +96,42 @@ def test_empty_responses_sigmoid_and_objectives_when_asked_for():
     assert math.isclose(results[1]["score"], 1 / (1 + math.exp(-4)))
     assert results[1]["objectives"] == {"length": 1.0}
     assert rewards(GOOD).json()["results"][0]["objectives"] is None
+
+
+class Fated(ScriptedReward):
+    """Gives every response the item error that it names; `ok` is scored."""
+
+    async def score(self, conversations, *, truncation):
+        codes = [c[-1].content for c in conversations]
+        return [Scored(1.0, 3) if c == "ok" else Scored(None, 0, error_code=c, error_message="m") for c in codes]
+
+
+@pytest.mark.parametrize(
+    ("fates", "told"),
+    [
+        (["ok", "deadline_exceeded"], [None, "deadline_exceeded"]),
+        (["ok", "backend_error"], [None, "backend_error"]),
+        (["ok", "scorer_error"], [None, "backend_error"]),  # a code of the pipeline that clients do not know
+        (["context_length_exceeded", "backend_error"], ["context_length_exceeded", "backend_error"]),
+        (["context_length_exceeded"] * 2, ["context_length_exceeded"] * 2),
+        (["backend_error", "scorer_error"], "backend_unavailable"),
+        (["backend_error", "deadline_exceeded"], "backend_unavailable"),
+        (["deadline_exceeded"] * 2, "deadline_exceeded"),
+    ],
+)
+def test_items_that_the_backend_fails_and_when_that_is_the_whole_request(fates, told):
+    answer = rewards({"prompt": "q", "responses": fates}, reward=Fated())
+    if isinstance(told, str):
+        refused(answer, 408 if told == "deadline_exceeded" else 503, told)
+    else:
+        assert [(r.get("error") or {}).get("code") for r in answer.json()["results"]] == told
+
+
+def test_an_objective_that_is_not_finite_is_a_score_that_is_not_finite():
+    class Odd(ScriptedReward):
+        async def score(self, conversations, *, truncation):
+            return [Scored(1.0, 3, objectives={"a": value}) for value in (math.inf, 2.0)]
+
+    first, second = rewards(GOOD, GOOD, reward=Odd(), **{"return": ["objectives"]}).json()["results"]
+    assert (first["score"], first["error"]["code"]) == (None, "non_finite_score")
+    assert second["objectives"] == {"a": 2.0}

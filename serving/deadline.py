@@ -1,0 +1,58 @@
+"""How long a request may take: the service's own deadline, which a client may lower and never raise.
+
+Three forms of one rule: the seconds of a request, a block that must end in time, a stream that must.
+Whatever runs over ends as `deadline_exceeded`.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any
+
+from fastapi import Request
+
+from serving.errors import ApiError
+
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+
+
+def seconds(request: Request, limit_s: float) -> float:
+    """Return the deadline in seconds: the service's, or the client's where that is lower."""
+    with suppress(ValueError):
+        asked = float(request.headers.get(TIMEOUT_HEADER, "nan"))
+        if math.isfinite(asked) and asked > 0:
+            return min(asked, limit_s)
+    return limit_s
+
+
+class within:
+    """Turn a timeout of the block into `deadline_exceeded`."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._timeout = asyncio.timeout(limit_s)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        try:
+            await self._timeout.__aexit__(*error)
+        except TimeoutError:
+            raise ApiError("deadline_exceeded", f"the request took longer than {self._limit_s:g} s") from None
+
+
+async def until(ends_at: float, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield `pieces` until the loop's clock reads `ends_at`, then raise the deadline error."""
+    async with aclosing(pieces):
+        while True:
+            # Around one step, not around the loop: a timeout must not be open where a generator yields.
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise ApiError("deadline_exceeded", "the answer took longer than the deadline") from None
+            yield piece
