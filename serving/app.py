@@ -5,10 +5,7 @@ idea: every answer that is not 2xx goes through `ApiError`, whatever went wrong 
 """
 
 import asyncio
-import logging
 import math
-import re
-import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
@@ -17,13 +14,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Mount, Route
 
-from serving import chat, scoring
+from serving import chat, scoring, visit
 from serving.backends import ChatBackend, RewardBackend
 from serving.body import parse_model, read_json
-from serving.config import Limits
+from serving.config import Idempotency, Limits
+from serving.edge import HEADER_BYTES, Edge, Observers
 from serving.errors import ApiError
+from serving.idempotency import Answers, Replay
 from serving.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -34,15 +33,16 @@ from serving.schemas import (
     RewardResponse,
 )
 
-logger = logging.getLogger(__name__)
-
 Backend = TypeVar("Backend", ChatBackend, RewardBackend)
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-TIMEOUT_HEADER = "x-request-timeout-seconds"
+TIMEOUT_HEADERS = ("x-fuseline-timeout-seconds", "x-request-timeout-seconds")
+"""Of the client; `serving.proxy` renames the second, which Ray Serve's proxy would act on, to the first."""
+
+BACKSTOP_S = 5.0
+"""Past the longest deadline, when a request is ended whatever it waits for: a client that reads too slowly."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 404, 405, 408, 413, 415, 429, 500, 503)
+    status: {"model": ErrorEnvelope} for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 500, 503)
 }
 
 
@@ -53,6 +53,9 @@ def build_app(
     limits: Limits,
     not_ready: Callable[[], str | None],
     behind_proxy: bool = False,
+    observers: Observers | None = None,
+    header_bytes: int = HEADER_BYTES,
+    idempotency: Idempotency | None = None,
 ) -> FastAPI:
     """Return the app over these backends, by model name.
 
@@ -62,6 +65,9 @@ def build_app(
         limits: what one request may ask for.
         not_ready: returns None once every model is loaded and warm, before that what is awaited.
         behind_proxy: True where Ray Serve's proxy adds the `x-request-id` of every answer.
+        observers: keys, metrics and access log; without, everybody may ask and numbers stay in memory.
+        header_bytes: most bytes of request line and headers.
+        idempotency: how long answers are kept for requests that are sent again.
     """
     app = FastAPI(title="fuseline", docs_url=None, redoc_url=None, responses=_ERRORS)
     # The router would answer a trailing slash with a redirect, which is no envelope.
@@ -71,7 +77,21 @@ def build_app(
     _add_rewards(app, chats, rewards, limits)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_middleware(Envelope, max_in_flight=limits.max_in_flight, adds_id=not behind_proxy)
+    app.add_middleware(
+        Replay,
+        answers=Answers(idempotency or Idempotency()),
+        max_body_bytes=limits.rewards_body_bytes,
+        deadline_s=limits.deadline_s,
+    )
+    app.add_middleware(  # last, so outermost
+        Edge,
+        observers=observers or Observers(),
+        routes=frozenset(route.path for route in app.routes if isinstance(route, Route | Mount)),
+        max_in_flight=limits.max_in_flight,
+        longest_s=max(limits.deadline_s, limits.chat_deadline_s) + BACKSTOP_S,
+        header_bytes=header_bytes,
+        adds_id=not behind_proxy,
+    )
     return app
 
 
@@ -137,9 +157,11 @@ def _add_rewards(
 
 def _find(name: str, here: dict[str, Backend], elsewhere: dict[str, Any], *, use: str) -> Backend:
     if name in here:
+        visit.use_model(here[name].card)
         return here[name]
     if name in elsewhere:
         raise ApiError("invalid_request", f"{name} is a model of the other kind; use {use}", param="model")
+    visit.unknown_model()
     offered = ", ".join(sorted(here)) or "none"
     raise ApiError("model_not_found", f"no model {name!r} on this route; there is: {offered}", param="model")
 
@@ -192,10 +214,11 @@ class _within:
 
 def _deadline(request: Request, limit_s: float) -> float:
     """Return the deadline in seconds: the service's, or the client's where that is lower."""
-    with suppress(ValueError):
-        asked = float(request.headers.get(TIMEOUT_HEADER, "nan"))
-        if math.isfinite(asked) and asked > 0:
-            return min(asked, limit_s)
+    for name in TIMEOUT_HEADERS:
+        with suppress(ValueError):
+            asked = float(request.headers.get(name, "nan"))
+            if math.isfinite(asked) and asked > 0:
+                limit_s = min(asked, limit_s)
     return limit_s
 
 
@@ -228,6 +251,7 @@ def _inline(value: Any, definitions: dict[str, Any]) -> Any:
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    visit.note_error(error.code)
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
 
@@ -241,52 +265,3 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     code = "not_found" if error.status_code == 404 else "invalid_request"
     message = f"{where} does not exist" if code == "not_found" else str(error.detail)
     return await _on_api_error(request, ApiError(code, message))
-
-
-class Envelope:
-    """The outermost layer: gives every answer an `x-request-id`, and turns a crash or overload into an envelope."""
-
-    def __init__(self, app: ASGIApp, *, max_in_flight: int, adds_id: bool) -> None:
-        self._app = app
-        self._adds_id = adds_id
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = _request_id(scope)
-        started = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                if self._adds_id:
-                    headers = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-                    message = {**message, "headers": headers}
-            await send(message)
-
-        if self._in_flight >= self._max_in_flight and scope["path"] != "/healthz":
-            busy = ApiError("overloaded", f"{self._max_in_flight} requests are in progress; try again")
-            await JSONResponse(busy.body(), busy.status, busy.headers())(scope, receive, send_with_id)
-            return
-        self._in_flight += 1
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if started:
-                raise  # the status is sent; closing the connection is all that is left
-            failed = ApiError("internal_error", f"the request failed on the server; its id is {request_id}")
-            await JSONResponse(failed.body(), failed.status)(scope, receive, send_with_id)
-        finally:
-            self._in_flight -= 1
-
-
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(text := value.decode("latin-1")):
-            return text
-    return f"req-{uuid.uuid4().hex}"

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 from fusion.rows import Message
+from serving import visit
 from serving.backends import ChatBackend, Delta, Generation, SampledToken
 from serving.config import Limits
 from serving.errors import ApiError
@@ -155,10 +156,12 @@ async def events(stream: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator
             async for chunk in stream:
                 yield event(chunk)
     except ApiError as error:
+        visit.note_error(error.code)
         yield event(error.body())
         return
     except Exception:
         logger.exception("a stream failed")
+        visit.note_error("internal_error")
         yield event(ApiError("internal_error", "the answer failed on the server").body())
         return
     yield b"data: [DONE]\n\n"
@@ -175,8 +178,10 @@ async def _pieces(generation: Generation, backend: ChatBackend) -> AsyncGenerato
         copies, asked = 1, generation
     else:
         copies, asked = generation.n, dataclasses.replace(generation, n=1)
+    visit.count_prompt(len(generation.prompt_ids))
     async with aclosing(backend.generate(asked)) as stream:
         async for deltas in stream:
+            visit.count_answer(sum(delta.num_tokens for delta in deltas))
             if copies == 1:
                 yield deltas
             else:

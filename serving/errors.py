@@ -64,7 +64,8 @@ class ApiError(Exception):
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"retry-after": str(math.ceil(self.retry_after_s))}
+        headers = {} if self.retry_after_s is None else {"retry-after": str(math.ceil(self.retry_after_s))}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def error_type(status: int) -> str:
