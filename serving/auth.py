@@ -3,8 +3,9 @@
 A key is 32 random bytes that its owner keeps; the service keeps the sha256. Keys come from a file
 (`jobs.keys` writes it) or from an environment variable that the config names; neither the config nor a log
 ever holds one. Rates are kept in memory by each copy of the HTTP front, and copies do not talk to each other:
-each gives out its equal share of a rate, so that the sum is at most what the file says, and a client whose
-requests all land on one copy gets less.
+each gives out its equal share of a rate (but at least one request at once), so that the sum is what the file
+says, and a client whose requests all land on one copy gets less. Requests that run at the same time are all
+let in before the first of them is charged for its tokens; the debt is then waited for.
 """
 
 import dataclasses
@@ -156,7 +157,7 @@ class Bucket:
     """A token bucket of one minute's allowance, refilled evenly. Integer nanoseconds, so that it does not drift.
 
     Its state is the moment at which it will be full again; taking n moves that moment n * cost later, and n
-    can be had while the moment stays within a minute from now.
+    can be had while the moment stays within the time that a whole allowance takes to refill.
 
     Example:
         60 per minute: cost 1 s. After 60 at once the bucket is full again in 60 s, and the next one can be had
@@ -166,7 +167,8 @@ class Bucket:
     def __init__(self, per_minute: int, *, shares: int = 1, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """Make a full bucket that gives out `per_minute / shares`; `clock` returns nanoseconds."""
         self._cost_ns = -(-MINUTE_NS * shares // per_minute)  # rounded up: never more than the rate
-        self._depth_ns = max(MINUTE_NS, self._cost_ns)  # a share below one per minute still lets one through
+        # A share below one per minute still lets one through.
+        self._depth_ns = max(1, per_minute // shares) * self._cost_ns
         self._clock = clock
         self._full_at = clock()
 

@@ -17,7 +17,7 @@ from fusion.rows import Message
 from serving import visit
 from serving.backends import ChatBackend, Delta, Generation, SampledToken
 from serving.config import Limits
-from serving.errors import ApiError
+from serving.errors import ApiError, trace
 from serving.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -159,8 +159,8 @@ async def events(stream: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator
         visit.note_error(error.code)
         yield event(error.body())
         return
-    except Exception:
-        logger.exception("a stream failed")
+    except Exception as error:
+        logger.error("a stream failed: %s", trace(error))
         visit.note_error("internal_error")
         yield event(ApiError("internal_error", "the answer failed on the server").body())
         return

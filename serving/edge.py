@@ -35,7 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import AccessLog
 from serving.auth import Guard
-from serving.errors import ApiError
+from serving.errors import ApiError, trace
 from serving.telemetry import IN_FLIGHT, InMemory, Telemetry, report
 from serving.visit import CLIENT_CLOSED, CURRENT, Visit
 
@@ -142,12 +142,12 @@ class Edge:
         except asyncio.CancelledError:  # whoever runs the app has given the request up
             out.abandoned()
             raise
-        except Exception:
-            logger.exception("request %s failed", visit.request_id)
+        except Exception as error:
+            logger.error("request %s failed: %s", visit.request_id, trace(error))
             failed = ApiError("internal_error", f"the request failed on the server; its id is {visit.request_id}")
             if out.started:
                 visit.code = failed.code
-                raise  # the status is sent; closing the connection is all that is left
+                raise failed from None  # the status is sent; closing the connection is all that is left
             await _refuse(failed, scope, receive, out, visit)
 
     def _admit(self, scope: Scope, visit: Visit) -> None:
