@@ -37,7 +37,10 @@ MINUTE_NS = 60_000_000_000
 Kind = Literal["chat", "reward"]
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/ui"})
-"""Answered without a key, like the files below `/ui/`; so nothing there may hold data."""
+"""Answered without a key, like the page's files below `/ui/`."""
+
+DATA_PATH = "/ui/data"
+"""Below it the page reads rows of a run, which hold prompts: not open."""
 
 _REWARD_PATHS = frozenset({"/v1/rewards", "/v1/score", "/v1/rerank", "/v2/rerank"})
 
@@ -257,6 +260,8 @@ class Guard:
 
 def is_open(path: str) -> bool:
     """Return whether a path is answered without a key."""
+    if path == DATA_PATH or path.startswith(f"{DATA_PATH}/"):
+        return False
     return path in OPEN_PATHS or path.startswith("/ui/")
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusion.chat import ChatConfig
 from fusion.config import Placement
@@ -135,6 +135,12 @@ class Observability(Placement):
     """`stderr`, `stdout`, `off`, or the file that gets one JSON line per request; each node has its own."""
     metrics: bool = True
     """Export the `fuseline_` metrics with Ray's exporter."""
+
+    @field_validator("access_log")
+    @classmethod
+    def _absolute(cls, target: str) -> str:
+        # The copies of the front run in folders of their own.
+        return target if target in ("stderr", "stdout", "off") else str(Path(target).expanduser().absolute())
 
 
 class ServeConfig(Placement):

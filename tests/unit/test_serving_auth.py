@@ -108,7 +108,17 @@ def test_the_page_is_open(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["//v1/models", "/v1/models/", "/V1/models", "/uix", "/ui%2f..%2fv1/models", "/healthz/x"]
+    "path",
+    [
+        "//v1/models",
+        "/v1/models/",
+        "/V1/models",
+        "/uix",
+        "/ui/data",
+        "/ui/data/rows",
+        "/ui%2f..%2fv1/models",
+        "/healthz/x",
+    ],
 )
 def test_paths_beside_the_open_ones_are_not_open(path):
     answer = guarded().get(path)

@@ -15,6 +15,7 @@ from scripted_service import LIMITS, ScriptedChat, ScriptedReward
 from serving.access import AccessLog
 from serving.app import build_app
 from serving.auth import ApiKey, Guard, hash_key, new_key
+from serving.config import Observability
 from serving.edge import Observers
 from serving.telemetry import (
     FIRST_TOKEN,
@@ -319,6 +320,8 @@ def test_access_logs_go_where_they_are_told(tmp_path, capfd):
         out = capfd.readouterr()
         lines = {"stderr": out.err, "stdout": out.out}.get(target, "")
         assert ('"route":"/healthz"' in lines) == (target != "off")
+    assert Observability(access_log="a.jsonl").access_log == str(Path.cwd() / "a.jsonl")
+    assert Observability(access_log="off").access_log == "off"
     with pytest.raises(InputError, match="cannot write the access log"):
         AccessLog(str(tmp_path / "no" / "folder"))
 
