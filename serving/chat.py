@@ -14,9 +14,10 @@ from contextlib import aclosing
 from typing import Any
 
 from fusion.rows import Message
+from serving import visit
 from serving.backends import ChatBackend, Delta, Generation, SampledToken
 from serving.config import Limits
-from serving.errors import ApiError
+from serving.errors import ApiError, trace
 from serving.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -166,10 +167,12 @@ async def events(stream: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator
             async for chunk in stream:
                 yield event(chunk)
     except ApiError as error:
+        visit.note_error(error.code)
         yield event(error.body())
         return
-    except Exception:
-        logger.exception("a stream failed")
+    except Exception as error:
+        logger.error("a stream failed: %s", trace(error))
+        visit.note_error("internal_error")
         yield event(ApiError("internal_error", "the answer failed on the server").body())
         return
     yield b"data: [DONE]\n\n"
@@ -186,8 +189,10 @@ async def _pieces(generation: Generation, backend: ChatBackend) -> AsyncGenerato
         copies, asked = 1, generation
     else:
         copies, asked = generation.n, dataclasses.replace(generation, n=1)
+    visit.count_prompt(len(generation.prompt_ids))
     async with aclosing(backend.generate(asked)) as stream:
         async for deltas in stream:
+            visit.count_answer(sum(delta.num_tokens for delta in deltas))
             if copies == 1:
                 yield deltas
             else:

@@ -4,11 +4,12 @@ Everything here says where and how fast answers are made, never what a stage com
 placement. The one idea: a model is a name that clients use and a folder that this service reads.
 """
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusion.chat import ChatConfig
 from fusion.config import Placement
@@ -98,6 +99,50 @@ class Limits(Placement):
     """Requests in the HTTP front at once; one more is answered 429."""
 
 
+class Security(Placement):
+    """Who may use the service. Keys themselves are never part of a config: it says where they are."""
+
+    keys_file: Path | None = None
+    """YAML or JSON file of hashed keys, made with `python -m jobs.keys new`; others may not read it. A key's rates
+    hold for the whole service: each copy of the HTTP front gives out its equal share."""
+    keys_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of an environment variable that holds one or more plain keys, apart by commas or spaces."""
+    public: bool = False
+    """Allow an address that other machines reach; needs keys."""
+    header_bytes: int = Field(default=16 * 1024, ge=1024)
+    """Most bytes of request line and headers."""
+
+    @property
+    def has_keys(self) -> bool:
+        return self.keys_file is not None or self.keys_env is not None
+
+
+class Idempotency(Placement):
+    """How long answers to requests with an `Idempotency-Key` are kept, in each copy of the HTTP front."""
+
+    window_s: float = Field(default=600.0, gt=0)
+    """Seconds in which the same key gets the same answer."""
+    max_answers: int = Field(default=4096, ge=1)
+    """Answers kept at once; the one not used for longest goes first."""
+    max_bytes: int = Field(default=64 << 20, ge=1024)
+    """Bytes of kept answers."""
+
+
+class Observability(Placement):
+    """What the service tells its operator. Never text of a prompt."""
+
+    access_log: str = Field(default="stderr", min_length=1)
+    """`stderr`, `stdout`, `off`, or the file that gets one JSON line per request; each node has its own."""
+    metrics: bool = True
+    """Export the `fuseline_` metrics with Ray's exporter."""
+
+    @field_validator("access_log")
+    @classmethod
+    def _absolute(cls, target: str) -> str:
+        # The copies of the front run in folders of their own.
+        return target if target in ("stderr", "stdout", "off") else str(Path(target).expanduser().absolute())
+
+
 class ServeConfig(Placement):
     """One service: its models, its address and its limits."""
 
@@ -114,6 +159,9 @@ class ServeConfig(Placement):
     http_replicas: int = Field(default=1, ge=1)
     """Copies of the HTTP front; it renders and tokenises, models run elsewhere."""
     limits: Limits = Limits()
+    security: Security = Security()
+    idempotency: Idempotency = Idempotency()
+    observability: Observability = Observability()
     app_name: str = Field(default="fuseline", pattern=MODEL_NAME)
     """Name of the Ray Serve application; another name lets two services share a cluster."""
     ready_timeout_s: float = Field(default=900.0, gt=0)
@@ -130,6 +178,17 @@ class ServeConfig(Placement):
             check_name(name)
         return self
 
+    @model_validator(mode="after")
+    def _public_needs_keys(self) -> Self:
+        if is_loopback(self.host):
+            return self
+        reached = f"host {self.host} can be reached from other machines"
+        if not self.security.public:
+            raise ValueError(f"{reached}: set security.public and give keys, or bind 127.0.0.1")
+        if not self.security.has_keys:
+            raise ValueError(f"{reached}: name its keys with security.keys_file or security.keys_env")
+        return self
+
     @classmethod
     def of(cls, *, chat: dict[str, Path] | None = None, rewards: dict[str, Path] | None = None, **fields: Any) -> Self:
         """Return the config that serves these folders with default placement."""
@@ -143,6 +202,16 @@ class ServeConfig(Placement):
         """Raise ModelError, naming the file, if a model folder cannot be served."""
         for model in [*self.chat.values(), *self.rewards.values()]:
             check_folder(model.folder)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_name(name: str) -> str:

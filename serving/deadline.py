@@ -14,15 +14,17 @@ from fastapi import Request
 
 from serving.errors import ApiError
 
-TIMEOUT_HEADER = "x-request-timeout-seconds"
+TIMEOUT_HEADERS = ("x-fuseline-timeout-seconds", "x-request-timeout-seconds")
+"""Of the client; `serving.proxy` renames the second, which Ray Serve's proxy would act on, to the first."""
 
 
 def seconds(request: Request, limit_s: float) -> float:
     """Return the deadline in seconds: the service's, or the client's where that is lower."""
-    with suppress(ValueError):
-        asked = float(request.headers.get(TIMEOUT_HEADER, "nan"))
-        if math.isfinite(asked) and asked > 0:
-            return min(asked, limit_s)
+    for name in TIMEOUT_HEADERS:
+        with suppress(ValueError):
+            asked = float(request.headers.get(name, "nan"))
+            if math.isfinite(asked) and asked > 0:
+                limit_s = min(asked, limit_s)
     return limit_s
 
 

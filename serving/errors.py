@@ -6,6 +6,7 @@ the text of a prompt.
 """
 
 import math
+import traceback
 from typing import Any
 
 RETRY_AFTER_S = 1
@@ -64,7 +65,16 @@ class ApiError(Exception):
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"retry-after": str(math.ceil(self.retry_after_s))}
+        headers = {} if self.retry_after_s is None else {"retry-after": str(math.ceil(self.retry_after_s))}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def trace(error: BaseException) -> str:
+    """Return where an unexpected error came from, for the log: its class and frames, without its text.
+
+    The text of somebody else's error may quote what it failed on, and that may be a prompt.
+    """
+    return "".join([type(error).__name__, "\n", *traceback.format_tb(error.__traceback__)]).rstrip()
 
 
 def error_type(status: int) -> str:

@@ -22,12 +22,17 @@ from ray.serve.handle import DeploymentHandle
 from fusion.chat import Chat
 from fusion.errors import InputError
 from fusion.rows import Message
+from serving.access import AccessLog
 from serving.app import build_app
+from serving.auth import ApiKey, Guard, load_keys
 from serving.backends import Delta, Generation, Scored
 from serving.cards import chat_card, reward_card
 from serving.config import ChatModel, ServeConfig
+from serving.edge import Observers
 from serving.errors import ApiError
+from serving.ray_metrics import RayTelemetry
 from serving.schemas import ModelCard
+from serving.telemetry import InMemory
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +116,10 @@ class Front:
         cards: dict[str, ModelCard],
         chats: dict[str, DeploymentHandle],
         rewards: dict[str, DeploymentHandle],
+        keys: tuple[ApiKey, ...] = (),
     ) -> None:
         self._config = config
+        self._keys = keys
         self._chats = {name: EngineBackend(cards[name], config.chat[name], h) for name, h in chats.items()}
         self._rewards = {name: ScorerBackend(cards[name], h) for name, h in rewards.items()}
         self._waiting = dict.fromkeys(cards, "loading")
@@ -129,6 +136,17 @@ class Front:
             limits=self._config.limits,
             not_ready=self._not_ready,
             behind_proxy=True,
+            observers=self._observers(),
+            header_bytes=self._config.security.header_bytes,
+            idempotency=self._config.idempotency,
+        )
+
+    def _observers(self) -> Observers:
+        seen = self._config.observability
+        return Observers(
+            Guard(self._keys, fronts=self._config.http_replicas),
+            RayTelemetry() if seen.metrics else InMemory(),
+            AccessLog(seen.access_log),
         )
 
     def _not_ready(self) -> str | None:
@@ -178,8 +196,11 @@ def build_application(config: ServeConfig, *, on_gpu: bool) -> Application:
 
     Raises:
         ModelError: a folder, its tokenizer or its template cannot be served; the text names the file.
+        InputError: the API keys cannot be read.
     """
     config.check_folders()
+    # Here and not on the replica: its node need not have the file or the variable, and gets hashes only.
+    keys = load_keys(config.security)
     cards: dict[str, ModelCard] = {}
     chats: dict[str, Any] = {}
     rewards: dict[str, Any] = {}
@@ -212,4 +233,4 @@ def build_application(config: ServeConfig, *, on_gpu: bool) -> Application:
         max_ongoing_requests=2 * config.limits.max_in_flight,
         max_surge_percent=100,
         ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}},
-    ).bind(resolved, cards, chats, rewards)
+    ).bind(resolved, cards, chats, rewards, keys)

@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from serving.config import Limits
-from serving.deadline import TIMEOUT_HEADER
+from serving.deadline import TIMEOUT_HEADERS
 from serving.errors import STATUS
 from serving.schemas import ErrorEnvelope
 
@@ -33,7 +33,7 @@ query parameters.
 
 _HEADERS = [
     (
-        TIMEOUT_HEADER,
+        TIMEOUT_HEADERS[-1],
         "Deadline in seconds; it can only lower the service's own. What is not a number above 0 is ignored.",
     ),
     ("x-request-id", "Name of the request in the answer and in logs."),

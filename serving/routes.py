@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
-from serving import aliases, chat, deadline, scoring
+from serving import aliases, chat, deadline, scoring, visit
 from serving.backends import ChatBackend, RewardBackend
 from serving.body import AnyRequest, parse_model, read_json
 from serving.config import Limits
@@ -59,8 +59,10 @@ class Models:
 
 def _find(name: str, models: dict[str, Any]) -> Any:
     if name not in models:
+        visit.unknown_model()
         offered = ", ".join(sorted(models)) or "none"
         raise ApiError("model_not_found", f"no model {name[:128]!r} on this route; there is: {offered}", param="model")
+    visit.use_model(models[name].card)
     return models[name]
 
 

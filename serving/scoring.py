@@ -10,6 +10,7 @@ import time
 import uuid
 
 from fusion.rows import Message
+from serving import visit
 from serving.backends import RewardBackend, Scored
 from serving.chat import to_messages
 from serving.config import Limits
@@ -74,6 +75,7 @@ async def score(request: RewardRequest, backend: RewardBackend, *, limits: Limit
     scored: list[Scored] = []
     if sound:
         scored = await backend.score([candidate.conversation for candidate in sound], truncation=request.truncation)
+        visit.count_scores(scored)
         assert len(scored) == len(sound), f"{len(scored)} scores for {len(sound)} conversations"
     _check_any(scored)
     answers = iter(scored)

@@ -1,0 +1,164 @@
+"""A layer inside Ray Serve's HTTP proxy, before anything that the proxy does with a request.
+
+The proxy acts on some headers itself and answers some failures itself, as text/plain; no application sees
+either. Ray calls `middlewares` when a proxy starts, if its environment says so:
+
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.proxy:middlewares
+
+Of a request it
+- takes `x-request-disconnect-disabled` out: a client may not keep work alive that it will not read;
+- renames `x-request-timeout-seconds`, which the proxy would end with text/plain, to one that the routes read;
+- takes out an `x-request-id` that is malformed or sent twice, because the proxy repeats it in its answer,
+  and headers that are not UTF-8, at which the proxy fails.
+`/-/routes`, which lists applications, is 404; `/-/healthz` stays, because KubeRay asks for it.
+
+Of an answer: what the proxy itself says (no application at this path, no replica, a replica that died) gets the
+envelope and `Retry-After`, and a stream whose replica died ends with an error event. An answer of an
+application passes as it is. Without this layer the service is as safe, but such answers are the proxy's own.
+"""
+
+import json
+import logging
+import uuid
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.edge import REQUEST_ID
+from serving.errors import ApiError
+
+logger = logging.getLogger(__name__)
+
+IMPORT_PATH = "serving.proxy:middlewares"
+"""Value of RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+
+CLIENT_TIMEOUT = b"x-request-timeout-seconds"
+RENAMED_TIMEOUT = b"x-fuseline-timeout-seconds"
+DISCONNECT_DISABLED = b"x-request-disconnect-disabled"
+
+Header = tuple[bytes, bytes]
+
+
+def middlewares() -> list[Middleware]:
+    """Return the layers of the proxy; Ray calls this."""
+    return [Middleware(ProxyLayer)]
+
+
+class ProxyLayer:
+    """The layer. Other applications on the same proxy lose the headers above too, and nothing else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope = {**scope, "headers": clean(scope["headers"])}
+        out = _Answer(scope, send)
+        if scope["path"].rstrip("/") == "/-/routes":
+            await out.replace(ApiError("not_found", f"{scope['method']} /-/routes does not exist"))
+            return
+        try:
+            await self._app(scope, receive, out.send)
+        except Exception:
+            logger.exception("the proxy failed on a request")
+            await out.end(ApiError("internal_error", "the request failed on the server"))
+            raise
+        await out.end(
+            ApiError("backend_unavailable", "the copy of the service that had this request is gone; try again")
+        )
+
+
+def clean(headers: list[Header]) -> list[Header]:
+    """Return the headers that the proxy may see."""
+    ids = [value for name, value in headers if name == b"x-request-id"]
+    good_id = len(ids) == 1 and REQUEST_ID.fullmatch(ids[0].decode("latin-1")) is not None
+    kept: list[Header] = []
+    for name, value in headers:
+        if name == DISCONNECT_DISABLED or (name == b"x-request-id" and not good_id) or not _is_utf8(value):
+            continue
+        kept.append((RENAMED_TIMEOUT if name == CLIENT_TIMEOUT else name, value))
+    return kept
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class _Answer:
+    """The answer of the proxy: passed on, or replaced where it is the proxy's own error."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._started = False
+        self._finished = False
+        self._is_stream = False
+        self._replaced = False
+
+    async def send(self, message: Message) -> None:
+        if self._replaced:
+            return  # the text of an answer that was replaced
+        if message["type"] == "http.response.start":
+            headers: dict[bytes, Any] = {bytes(name).lower(): value for name, value in message.get("headers", [])}
+            own = _own_error(message["status"], headers, self._scope["path"])
+            if own is not None:
+                await self.replace(own, headers.get(b"x-request-id"))
+                return
+            self._started = True
+            self._is_stream = bytes(headers.get(b"content-type", b"")).startswith(b"text/event-stream")
+        elif message["type"] == "http.response.body":
+            self._finished = not message.get("more_body", False)
+        await self._send(message)
+
+    async def replace(self, error: ApiError, request_id: bytes | None = None) -> None:
+        """Answer with the envelope."""
+        self._replaced = self._started = self._finished = True
+        headers = {
+            **error.headers(),
+            "x-request-id": bytes(request_id).decode() if request_id else f"req-{uuid.uuid4().hex}",
+            "x-content-type-options": "nosniff",
+            "cache-control": "no-store",
+        }
+        await JSONResponse(error.body(), error.status, headers)(self._scope, _no_body, self._send)
+
+    async def end(self, error: ApiError) -> None:
+        """Make an answer that was not begun, or a stream that was not ended, end with `error`."""
+        if not self._started:
+            await self.replace(error)
+        elif self._is_stream and not self._finished:
+            event = b"data: " + json.dumps(error.body(), separators=(",", ":")).encode() + b"\n\n"
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+def _own_error(status: int, headers: dict[bytes, Any], path: str) -> ApiError | None:
+    """Return the envelope of an error that the proxy itself wrote; None where an application wrote it.
+
+    The proxy writes text/plain without a length, which no web framework does.
+    """
+    if b"content-length" in headers or not bytes(headers.get(b"content-type", b"")).startswith(b"text/plain"):
+        return None
+    if path.startswith("/-/"):
+        return None
+    match status:
+        case 404:
+            return ApiError("not_ready", "the service is not deployed yet, or is being deployed")
+        case 408:
+            return ApiError("deadline_exceeded", "the request took longer than the deadline")
+        case 429:
+            return ApiError("overloaded", "too many requests are waiting; try again")
+        case 500 | 503:
+            return ApiError("backend_unavailable", "no copy of the service can take this request; try again")
+        case _:
+            return None
+
+
+async def _no_body() -> Message:
+    return {"type": "http.disconnect"}
