@@ -10,7 +10,7 @@ import math
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from serving.errors import ApiError
 from serving.schemas import UNSUPPORTED, RequestModel
@@ -77,15 +77,11 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
     chunks, size = [], 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > max_bytes:
-                raise too_large
-            chunks.append(chunk)
-    except ClientDisconnect:
-        # Nobody reads this answer; it keeps the log free of a traceback for what is no fault of ours.
-        raise ApiError("invalid_request", "the connection was closed before the body was complete") from None
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large
+        chunks.append(chunk)
     return b"".join(chunks)
 
 
