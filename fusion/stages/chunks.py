@@ -124,12 +124,12 @@ def wants_gpu(accelerator: Accelerator) -> bool:
     return accelerator == "gpu" or (accelerator == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
-def remove_abandoned(directory: Path, pattern: str = ".part-*.tmp") -> None:
+def remove_abandoned(directory: Path) -> None:
     """Remove temporary files that a killed writer left; young ones may belong to another living driver."""
     oldest = time.time() - ABANDONED_AFTER_S
-    for file in directory.glob(pattern):
+    for file in directory.glob(".part-*.tmp"):
         try:
-            if file.stat().st_mtime < oldest and file.is_file():
+            if file.stat().st_mtime < oldest:
                 file.unlink()
         except FileNotFoundError:
             continue  # its writer renamed or removed it just now

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -257,13 +258,10 @@ def parquet_tables(
     try:
         file = pq.ParquetFile(path)
         stop = file.metadata.num_rows if rows is None else first_row + rows
-        groups = []
-        for group in range(file.metadata.num_row_groups):
-            end = at + file.metadata.row_group(group).num_rows
-            if end <= first_row:
-                at = end
-            else:
-                groups.append(group)
+        ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)])
+        skipped = int(np.searchsorted(ends, first_row, side="right"))
+        at = int(ends[skipped - 1]) if skipped else 0
+        groups = list(range(skipped, len(ends)))
         columns = [name for name in file.schema_arrow.names if (name not in READ_FIELDS) == carried]
         for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=columns):
             table = pa.Table.from_batches([batch])

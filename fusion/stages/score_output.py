@@ -10,11 +10,13 @@ import contextlib
 import dataclasses
 import datetime
 import decimal
+import glob
 import json
 import math
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +28,7 @@ from fusion.artifact import Artifact, Quarantined, atomic_file, fsync, part_name
 from fusion.errors import InputError
 from fusion.rewards.items import Normalize, normalized
 from fusion.rows import from_table
-from fusion.stages.chunks import remove_abandoned
+from fusion.stages.chunks import ABANDONED_AFTER_S
 from fusion.stages.file_scorer import ItemScore
 from fusion.stages.score_index import Index
 from fusion.stages.score_input import READ_FIELDS, Row, RowFile, Slice, parquet_tables
@@ -101,13 +103,20 @@ class Output:
         """Say beside the output that it is ours and not finished, and remove what killed writers left."""
         write_json(self.summary, {"kind": SUMMARY_KIND, "finished": False})
         for path in (self.path, self.quarantine, self.summary):
-            remove_abandoned(path.parent, f".{path.name}.*.tmp")
+            _remove_abandoned(path)
 
     def _is_ours(self) -> bool:
         try:
             return json.loads(self.summary.read_text(encoding="utf-8"))["kind"] == SUMMARY_KIND
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; what is young may belong to a living one."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        if left.suffix in (".tmp", ".old") and time.time() - left.stat().st_mtime > ABANDONED_AFTER_S:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _holds_something(path: Path) -> bool:
