@@ -18,12 +18,13 @@ from rich.console import Console
 
 from fusion.artifact import file_sha256, write_json
 from fusion.errors import InputError, ModelError, StageError
+from fusion.explain import state_of
 from fusion.models import ModelRef, PinnedModel, check_folder
 from fusion.placement import Demand
 from fusion.rewards import ClassifierSettings, Truncation
 from fusion.rewards.items import Normalize
 from fusion.runner import Done
-from fusion.stage import Stage, StageContext, StageResult, run_stage
+from fusion.stage import Stage, run_stage
 from fusion.stages import score_file as stages
 from fusion.stages.file_scorer import ItemScore
 from fusion.stages.score_index import index_of
@@ -77,14 +78,17 @@ def score_file(request: Request, *, command: str) -> Path:
         truncation="quarantine" if request.truncation == "error" else request.truncation,
         dtype=request.dtype,
     )
-    source = open_rows(request.source.absolute())
+    source = open_rows(request.source)
+    source = dataclasses.replace(source, path=source.path.absolute())  # workers stand elsewhere
     output = Output(request.out)
     output.check(source)
     _check_length(request)
     name = request.name or request.model.resolve().name
     card = reward_card(name, RewardModel(folder=request.model, settings=settings))
     console = Console(soft_wrap=True)
-    stage = _stage(request, source, settings, name=name, command=command)
+    stage = _stage(request, source, settings, name=name)
+    if request.repair or state_of(stage, request.work).status != "hit":
+        _connect(request.address, {stage.label: stage.demand}, command)
     with Display(console) as display:
         started = time.monotonic()
         artifact, hit = run_stage(
@@ -113,7 +117,7 @@ def score_file(request: Request, *, command: str) -> Path:
     return output.summary
 
 
-def _stage(request: Request, source: RowFile, settings: ClassifierSettings, *, name: str, command: str) -> Stage:
+def _stage(request: Request, source: RowFile, settings: ClassifierSettings, *, name: str) -> Stage:
     config = stages.ScoreFileConfig(
         content=file_sha256(source.path), format=source.format, scorer=settings, allow_empty=request.allow_empty
     )
@@ -124,23 +128,16 @@ def _stage(request: Request, source: RowFile, settings: ClassifierSettings, *, n
         accelerator=request.accelerator,
         chunk_rows=request.chunk_rows,
     )
-    demand = Demand(request.replicas, cpus=placement.cpus, gpus=1.0, accelerator=placement.accelerator)
-
-    def run(ctx: StageContext) -> StageResult:
-        stages.prepare(ctx)  # what is wrong with the file is said before Ray is started
-        _connect(request.address, {ctx.stage.label: demand}, command)
-        return stages.run(ctx)
-
     return Stage(
         stages.KIND,
         re.sub(r"[^A-Za-z0-9._-]", "-", name)[:64],
         stages.VERSION,
         config,
         {"reward": PinnedModel("reward", ModelRef(path=request.model), request.work / ".digests.json")},
-        run,
+        stages.run,
         ItemScore,
         placement=placement,
-        demand=demand,
+        demand=Demand(request.replicas, cpus=placement.cpus, gpus=1.0, accelerator=placement.accelerator),
     )
 
 

@@ -49,23 +49,14 @@ class ScoreFilePlacement(ScorePlacement):
     """Rows of the file in one part; conversations of a part share forward passes."""
 
 
-def prepare(ctx: StageContext) -> Index:
-    """Pass over the file once, before anything is started; a resumed run has it done.
-
-    Raises:
-        InputError: the file cannot be read to its end.
-    """
-    return index_of(ctx.placement.source, ctx.path, slice_rows=ctx.placement.chunk_rows)
-
-
 def run(ctx: StageContext) -> StageResult:
     """Input: `reward`, the reward model. Output: ItemScore rows in the order of the file.
 
     Raises:
-        InputError: the file was changed meanwhile.
+        InputError: the file cannot be read to its end, or was changed meanwhile.
         StageError: the actors failed.
     """
-    index = prepare(ctx)
+    index = index_of(ctx.placement.source, ctx.path, slice_rows=ctx.placement.chunk_rows)
     chunks = ctx.plan([part.identity for part in index.slices], chunk_rows=1)
     missing = ctx.missing(chunks)
     todo = sum(index.slices[c.index].responses for c in missing)
