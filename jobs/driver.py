@@ -1,6 +1,5 @@
 """The driver of one run: check, connect, run the graph, write the results."""
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -14,28 +13,14 @@ from fusion.pipeline import Graph, build, unpinned
 from fusion.recipe import Recipe
 from fusion.rewards import PythonScorer
 from fusion.runner import Done, run_graph
+from jobs.entry import enter_base
 from jobs.progress import Display
 from jobs.results import write_results
 
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the entry point of every job."""
-
 
 def enter(recipe: Recipe, base: Path | None) -> None:
-    """Go to the directory that relative paths start from.
-
-    Raises:
-        RecipeError: in a Ray job, whose own directory is a copy that is thrown away, results would go there.
-    """
-    if base is not None:
-        if not base.is_dir():
-            raise RecipeError(f"--base {base} is not a directory on this node; name storage that all nodes see")
-        os.chdir(base)
-    elif JOB_VARIABLE in os.environ and not recipe.root.is_absolute():
-        raise RecipeError(
-            f"root {str(recipe.root)!r} is relative, and this Ray job runs in a copy of the working directory that is "
-            "thrown away; give --base DIR (storage that all nodes see) or an absolute root"
-        )
+    """Go to the directory that relative paths start from; in a Ray job one is needed, see `enter_base`."""
+    enter_base(base, {"root": recipe.root})
 
 
 def drive(recipe: Recipe, *, address: str | None, repair: bool, resume_command: str) -> Path:

@@ -1,4 +1,4 @@
-"""The command: plan, run, explain, status, schema, serve, submit.
+"""The command: plan, run, explain, status, schema, serve, score, submit.
 
 `fuseline run recipe.yaml` and `python -m jobs.run run recipe.yaml` are the same. Exit codes: 0 done, 1
 failed, 2 bad input, 75 another driver holds the work. A user's mistake is one clear line, never a
@@ -6,12 +6,9 @@ traceback; anything else that escapes is a bug and shows its traceback.
 """
 
 import logging
-import os
 import shlex
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,6 +17,8 @@ from rich.logging import RichHandler
 
 from fusion.errors import FuselineError
 from fusion.recipe import load_recipe
+from jobs import score
+from jobs.entry import stop_cleanly
 
 app = typer.Typer(
     add_completion=False,
@@ -81,7 +80,7 @@ def run(
 
     loaded = load_recipe(recipe, set_)
     resume = _command("run", recipe, set_)
-    _stop_cleanly(resume)
+    stop_cleanly(resume)
     enter(loaded, base)
     drive(loaded, address=address, repair=repair, resume_command=resume)
 
@@ -115,23 +114,11 @@ def submit(
     )
 
 
+app.command("score")(score.command)
+
+
 def _command(verb: str, recipes: list[Path], sets: list[str] | None) -> str:
     return shlex.join(["fuseline", verb, *map(str, recipes), *(a for s in sets or [] for a in ("--set", s))])
-
-
-def _stop_cleanly(resume_command: str) -> None:
-    """End at once on SIGTERM or Ctrl-C: all state is on disk, and the next run resumes from it."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        os.write(2, f"\nstopped by {signal.Signals(number).name}; resume with: {resume_command}\n".encode())
-        if "ray" in sys.modules:
-            from cluster.connect import disconnect
-
-            disconnect()
-        os._exit(128 + number)  # threads may be waiting for Ray tasks that no longer exist
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
 
 
 def main() -> None:

@@ -5,17 +5,14 @@ each is a 4xx that names the place. The one idea: bytes -> JSON value -> schema,
 first step that does not hold.
 """
 
-import json
-import math
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
+from fusion import strict_json
 from serving.errors import ApiError
 from serving.schemas import UNSUPPORTED, RequestModel
-
-MAX_DEPTH = 64
 
 AnyRequest = TypeVar("AnyRequest", bound=RequestModel)
 
@@ -35,19 +32,9 @@ async def read_json(request: Request, *, max_bytes: int) -> Any:
 def parse_json(body: bytes) -> Any:
     """Return the value of UTF-8 JSON without duplicate keys, NaN, infinities, lone surrogates or deep nesting."""
     try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ApiError("invalid_json", f"the body is not UTF-8 at byte {error.start}") from None
-    try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_number)
-    except RecursionError:
-        raise ApiError("invalid_json", f"the body is nested deeper than {MAX_DEPTH}") from None
-    except json.JSONDecodeError as error:
-        raise ApiError("invalid_json", f"the body is not JSON: {error.msg} at character {error.pos}") from None
-    except ValueError:  # an integer of more digits than Python converts
-        raise ApiError("invalid_json", "the body has a number of too many digits") from None
-    _check_value(value)
-    return value
+        return strict_json.parse(body, what="the body", whole_as_int=True)
+    except strict_json.StrictJsonError as error:
+        raise ApiError("invalid_json", error.message) from None
 
 
 def parse_model(model: type[AnyRequest], value: Any) -> AnyRequest:
@@ -83,53 +70,6 @@ async def _read(request: Request, max_bytes: int) -> bytes:
             raise too_large
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        duplicate = next(key for key in keys if keys.count(key) > 1)
-        raise ApiError("invalid_json", f"key {duplicate[:64]!r} appears twice in one object")
-    return value
-
-
-def _number(text: str) -> float | int:
-    """Return 2.0 as 2: JSON does not tell them apart, and neither do JSON schemas."""
-    value = float(text)
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ApiError("invalid_json", f"{name} is not JSON; numbers must be finite")
-
-
-def _check_value(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                _check_text(*item)
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
-            elif isinstance(item, str):
-                _check_text(item)
-            elif isinstance(item, float) and not math.isfinite(item):
-                raise ApiError("invalid_json", "a number is too large; numbers must be finite")
-        if not below:
-            return
-        level = below
-    raise ApiError("invalid_json", f"the body is nested deeper than {MAX_DEPTH}")
-
-
-def _check_text(*texts: str) -> None:
-    for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ApiError("invalid_json", "a string holds half of a surrogate pair, which is not text") from None
 
 
 def _first_error(error: ValidationError, value: Any) -> ApiError:

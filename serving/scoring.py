@@ -9,6 +9,7 @@ import math
 import time
 import uuid
 
+from fusion.rewards import items
 from fusion.rows import Message
 from serving import visit
 from serving.backends import RewardBackend, Scored
@@ -17,7 +18,6 @@ from serving.config import Limits
 from serving.errors import STATUS, ApiError, error_type
 from serving.schemas import (
     ErrorBody,
-    RewardItem,
     RewardRequest,
     RewardResponse,
     RewardResult,
@@ -101,37 +101,14 @@ def candidates(request: RewardRequest) -> list[Candidate]:
     """Return the responses of a request in order; K responses to one prompt become K candidates."""
     found: list[Candidate] = []
     for index, item in enumerate(request.input):
-        if item.responses is None:
-            found.append(_candidate(index, None, item, _conversation(item), request))
-            continue
-        for response_index, response in enumerate(item.responses):
-            conversation = (Message("user", item.prompt or ""), Message("assistant", response))
-            found.append(_candidate(index, response_index, item, conversation, request))
+        messages = None if item.messages is None else to_messages(item.messages)
+        for response_index, conversation in items.conversations(
+            messages=messages, prompt=item.prompt, response=item.response, responses=item.responses
+        ):
+            refused = items.refusal(conversation, allow_empty=request.allow_empty)
+            code, message = (refused.reason, refused.detail) if refused is not None else (None, None)
+            found.append(Candidate(index, response_index, item.id, conversation, code, message))
     return found
-
-
-def _conversation(item: RewardItem) -> tuple[Message, ...]:
-    if item.messages is not None:
-        return to_messages(item.messages)
-    return (Message("user", item.prompt or ""), Message("assistant", item.response or ""))
-
-
-def _candidate(
-    index: int,
-    response_index: int | None,
-    item: RewardItem,
-    conversation: tuple[Message, ...],
-    request: RewardRequest,
-) -> Candidate:
-    code = message = None
-    roles = [turn.role for turn in conversation]
-    if roles[-1] != "assistant":
-        code, message = "invalid_roles", "the last message must be the assistant's"
-    elif len(roles) < 2 or "system" in roles[1:]:
-        code, message = "invalid_roles", "a conversation is an optional system turn, then user and assistant turns"
-    elif not conversation[-1].content and not request.allow_empty:
-        code, message = "empty_response", "the response is empty; send allow_empty: true to score it all the same"
-    return Candidate(index, response_index, item.id, conversation, code, message)
 
 
 def _result(candidate: Candidate, scored: Scored | None, request: RewardRequest) -> RewardResult:
@@ -159,13 +136,12 @@ def _result(candidate: Candidate, scored: Scored | None, request: RewardRequest)
 
 def _scored(candidate: Candidate, scored: Scored, request: RewardRequest) -> RewardResult:
     assert scored.score is not None
-    value = _sigmoid(scored.score) if request.normalize == "sigmoid" else scored.score
     return RewardResult(
         index=candidate.index,
         response_index=candidate.response_index,
         id=candidate.id,
         status="ok",
-        score=value,
+        score=items.normalized(scored.score, request.normalize),
         tokens=scored.num_tokens,
         truncated=scored.truncated,
         objectives=(scored.objectives or None) if "objectives" in request.return_ else None,
@@ -191,8 +167,3 @@ def _response(request: RewardRequest, backend: RewardBackend, results: list[Rewa
 def _refusal(candidate: Candidate) -> ApiError:
     assert candidate.error_code is not None and candidate.error_message is not None
     return ApiError(candidate.error_code, candidate.error_message, param=candidate.param)
-
-
-def _sigmoid(x: float) -> float:
-    # Written for both signs, because exp overflows for a large argument.
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -1,27 +1,22 @@
 """A small recipe from prompts to an exported model, with the real engines: run, re-run, change, damage, kill."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 import yaml
 
 from fusion.artifact import Artifact
 from fusion.rows import Response
 from jobs.demo.random_models import build
+from ray_head import environment, head_node, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -87,10 +82,6 @@ def fuseline(root: Path, *args: str, **more) -> subprocess.CompletedProcess:
         check=False,
         **more,
     )
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def states(root: Path, *args: str) -> dict[str, str]:
@@ -205,14 +196,6 @@ def test_a_driver_killed_in_generate_loses_and_repeats_nothing(project, tmp_path
     assert made(done.stdout) == {"generate/llama"}, "the same bytes as without the kill, so nothing below moves"
 
 
-def wait_for(condition, process: subprocess.Popen, timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert process.poll() is None, f"the process ended too early, with {process.returncode}"
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
 BAD = {
     "misspelt field": (["--set", "arms.wrpo.loss.betta=1"], "unknown field 'betta'; did you mean 'beta'"),
     "no such recipe": (["none.yaml"], "recipe none.yaml does not exist"),
@@ -256,54 +239,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(project, args, message):
 
 @pytest.fixture
 def head(tmp_path) -> Iterator[tuple[str, str]]:
-    """Addresses of a head node, for Ray and for its jobs. Its four GPUs exist only in Ray's books."""
-    port, dashboard, client, agent = free_ports(4)
-    session = tempfile.mkdtemp(prefix="r-", dir="/tmp")  # short: unix sockets live below it
-    scripts = Path(sys.executable).parent
-    process = subprocess.Popen(
-        [
-            scripts / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-            f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={session}",
-            f"--dashboard-agent-listen-port={agent}", "--num-cpus=8", "--num-gpus=4", "--disable-usage-stats",
-        ],
-        cwd=tmp_path,
-        env={**environment(), "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        jobs = f"http://127.0.0.1:{dashboard}"
-        wait_for(lambda: answers(f"{jobs}/api/jobs/"), process)
-        yield f"127.0.0.1:{port}", jobs
-    finally:
-        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for child in psutil.wait_procs(below, timeout=5)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        shutil.rmtree(session, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now; all above those that Ray gives to its workers."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
+    with head_node(tmp_path) as addresses:
+        yield addresses
 
 
 def test_a_job_is_submitted_once_and_changes_run_on_logical_gpus(project, tmp_path, head):

@@ -1,0 +1,56 @@
+"""What every long command does at its door: where relative paths start, and how it ends when it is told to.
+
+Imports nothing heavy: a command is set up before Ray is.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from fusion.errors import RecipeError
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the entry point of every job."""
+
+
+def enter_base(base: Path | None, paths: Mapping[str, Path]) -> None:
+    """Go to the directory that relative paths start from.
+
+    Args:
+        paths: what the command reads and writes, by the name that the user gave it under.
+
+    Raises:
+        RecipeError: in a Ray job, whose own directory is a copy that is thrown away, results would go there.
+    """
+    if base is not None:
+        if not base.is_dir():
+            raise RecipeError(f"--base {base} is not a directory on this node; name storage that all nodes see")
+        os.chdir(base)
+        return
+    relative = next((name for name, path in paths.items() if not path.is_absolute()), None)
+    if JOB_VARIABLE in os.environ and relative is not None:
+        raise RecipeError(
+            f"{relative} {str(paths[relative])!r} is relative, and this Ray job runs in a copy of the working directory "
+            f"that is thrown away; give --base DIR (storage that all nodes see) or an absolute {relative}"
+        )
+
+
+def stop_cleanly(resume_command: str) -> None:
+    """End at once on SIGTERM or Ctrl-C: all state is on disk, and the next run resumes from it.
+
+    Call it again after Ray has been started, which puts its own handler in the place of this one.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        os.write(2, f"\nstopped by {signal.Signals(number).name}; resume with: {resume_command}\n".encode())
+        if "ray" in sys.modules:
+            from cluster.connect import disconnect
+
+            disconnect()
+        os._exit(128 + number)  # threads may be waiting for Ray tasks that no longer exist
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
