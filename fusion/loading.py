@@ -77,18 +77,21 @@ def merge(base: Any, over: Any) -> Any:
     return {**base, **{k: merge(base[k], v) if k in base else v for k, v in over.items()}}
 
 
-def read_layers(paths: Sequence[Path], assignments: Sequence[str] = (), *, called: str) -> dict[str, Any]:
+def read_layers(
+    paths: Sequence[Path], assignments: Sequence[str] = (), *, called: str, base: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Read files left to right and lay `key.sub=value` assignments over them.
 
     Args:
         paths: the files; later ones win.
         assignments: values laid over all of them.
         called: what such a file is, for messages.
+        base: what the first file is laid over.
 
     Raises:
         RecipeError: one line with file and place.
     """
-    data: Any = {}
+    data: Any = base or {}
     for path in paths:
         data = merge(data, _read(path, called))
     for assignment in assignments:

@@ -332,6 +332,8 @@ class ModelCard(ResponseModel):
     score_range: tuple[float, float] | None = None
     score_direction: Literal["higher_is_better"] | None = None
     determinism: str
+    canary: Literal["pair", "none"] | None = None
+    """`pair`: a reward model that serves only while it scores a known pair in the right order; `none`: no such pair."""
 
 
 class ModelList(ResponseModel):
