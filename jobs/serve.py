@@ -101,13 +101,9 @@ def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> s
     from serving.ingress import build_application
     from serving.rollout import QUIET
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    for name in ("ray.serve", "ray.llm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    root_level = logging.getLogger().level
     started = time.monotonic()
-    application = build_application(config, on_gpu=on_gpu)
-    logging.getLogger().setLevel(root_level)  # importing ray.serve.llm sets it to INFO
+    with quiet():
+        application = build_application(config, on_gpu=on_gpu)
     ray_serve.start(
         proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}, logging_config=QUIET
     )
@@ -118,6 +114,19 @@ def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> s
     _await_ready(config, url, stopped=stopped)
     log.info("ready after %.1f s", time.monotonic() - started)
     return url
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and errors of Ray Serve and vLLM, and leave out what they say of every step."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    level = logging.getLogger().level
+    for name in ("ray.serve", "ray.llm", "vllm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(level)  # importing ray.serve.llm sets it to INFO
 
 
 def _await_ready(config: ServeConfig, url: str, *, stopped: threading.Event) -> None:

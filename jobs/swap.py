@@ -5,7 +5,6 @@ Ray, which is locked while it lives, so a note is never stale.
 """
 
 import json
-import logging
 import os
 import threading
 from pathlib import Path
@@ -76,19 +75,15 @@ def swap(config: ServeConfig, *, address: str | None = None) -> None:
 
 
 def _swap(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> None:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    for name in ("ray.serve", "ray.llm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    level = logging.getLogger().level
+    from jobs.serve import quiet
     from serving import rollout
-
-    logging.getLogger().setLevel(level)  # importing ray.serve.llm sets it to INFO
 
     def check() -> None:
         if stopped.is_set():
             raise StageError("interrupted; the old models are still served")
 
-    before, after = rollout.swap(config, on_gpu=on_gpu, check=check, say=lambda line: print(line, flush=True))
+    with quiet():
+        before, after = rollout.swap(config, on_gpu=on_gpu, check=check, say=lambda line: print(line, flush=True))
     for name in {**before, **after}:
         old, new = (cards[name].revision if name in cards else "none" for cards in (before, after))
         print(f"{name}: {old}" + (" (kept)" if old == new else f" -> {new}"), flush=True)

@@ -89,7 +89,7 @@ class Readiness:
             if state is not None:
                 (self._refused if refused else self._waiting)[name] = state
             if state is None and not was_ready:
-                logger.info("%s answered after %.1f s", name, time.monotonic() - started)
+                logger.debug("%s answered after %.1f s", name, time.monotonic() - started)
             elif state is not None and (was_ready or refused):
                 logger.error("not ready: %s %s", name, state)
             self._note()

@@ -171,16 +171,23 @@ def _settle(
         check()
         if time.monotonic() > ends_at:
             raise StageError(f"{', '.join(sorted(waiting))} not in service after {patience_s:g} s")
+        # In this order: with a status from before the version, the old replicas would pass for the new ones.
+        begun = {name for name in waiting if _version(client, app, name) == wanted[name].options.version}
         status = serve.status().applications[app]
-        for name in sorted(waiting):
-            deployment = status.deployments.get(name)
-            if deployment is None or client.get_deployment_info(name, app)[0].version != wanted[name].options.version:
-                continue  # the controller has not begun with it
+        for name in sorted(begun):
+            deployment = status.deployments[name]
             if deployment.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 raise StageError(f"{name} could not be deployed: {reason(deployment.message)}")
             if deployment.status == "HEALTHY" and set(deployment.replica_states) == {"RUNNING"}:
                 waiting.discard(name)
         time.sleep(0.2)
+
+
+def _version(client: ServeControllerClient, app: str, name: str) -> str | None:
+    try:
+        return client.get_deployment_info(name, app)[0].version
+    except KeyError:
+        return None  # the controller has not begun with it
 
 
 async def _warm(models: Models, patience_s: float, check: Callable[[], None]) -> None:
