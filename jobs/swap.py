@@ -5,6 +5,7 @@ Ray, which is locked while it lives, so a note is never stale.
 """
 
 import json
+import logging
 import os
 import threading
 from pathlib import Path
@@ -80,8 +81,9 @@ def _swap(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> Non
 
     def check() -> None:
         if stopped.is_set():
-            raise StageError("interrupted; the old models are still served")
+            raise StageError("interrupted")
 
+    logging.getLogger("serving.readiness").setLevel(logging.ERROR)  # what it would say is in the error
     with quiet():
         before, after = rollout.swap(config, on_gpu=on_gpu, check=check, say=lambda line: print(line, flush=True))
     for name in {**before, **after}:

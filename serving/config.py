@@ -209,7 +209,7 @@ class ServeConfig(Placement):
     """Name of the Ray Serve application; another name lets two services share a cluster."""
     ready_timeout_s: float = Field(default=900.0, gt=0)
     """How long loading and warming up may take before the start is given up."""
-    recheck_s: float = Field(default=300.0, gt=0)
+    recheck_s: float = Field(default=60.0, gt=0)
     """How often every model is asked again, and every canary scored again, once the service is ready."""
 
     @model_validator(mode="after")

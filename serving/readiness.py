@@ -25,6 +25,8 @@ Probe = Callable[[], Awaitable[None]]
 PROBE_TIMEOUT_S = 30.0
 """How long one answer is waited for before the model counts as not answering. While it loads, it is asked again."""
 
+LOADING = "is loading"
+
 PAUSE_S = 1.0
 """Between two questions to a model that is not ready."""
 
@@ -47,7 +49,7 @@ class Readiness:
         """Watch the models of `probes`; a ready one is asked again after `recheck_s`."""
         self._probes = dict(probes)
         self._recheck_s, self._pause_s, self._timeout_s = recheck_s, pause_s, timeout_s
-        self._waiting = dict.fromkeys(self._probes, "is loading")
+        self._waiting = dict.fromkeys(self._probes, LOADING)
         self._refused: dict[str, str] = {}
         self._settled = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -67,13 +69,12 @@ class Readiness:
 
     def not_ready(self) -> str | None:
         """Return what is awaited, one clause per model, or None when the service is ready."""
-        said = {**self._waiting, **self._refused}
-        return "; ".join(f"{name} {state}" for name, state in sorted(said.items())) or None
+        return _said({**self._waiting, **self._refused})
 
     @property
     def refused(self) -> str | None:
         """What will not get better by waiting, or None."""
-        return "; ".join(f"{name} {state}" for name, state in sorted(self._refused.items())) or None
+        return _said(self._refused)
 
     async def settled(self) -> None:
         """Return once the service is ready or a model is refused."""
@@ -82,18 +83,21 @@ class Readiness:
     async def _watch(self, name: str, probe: Probe) -> None:
         started = time.monotonic()
         while True:
-            was_ready = name not in self._waiting and name not in self._refused
-            state, refused = await self._ask(name, probe, was_ready=was_ready)
+            before = self._state(name)
+            state, refused = await self._ask(name, probe, was_ready=before is None)
             self._waiting.pop(name, None)
             self._refused.pop(name, None)
             if state is not None:
                 (self._refused if refused else self._waiting)[name] = state
-            if state is None and not was_ready:
-                logger.debug("%s answered after %.1f s", name, time.monotonic() - started)
-            elif state is not None and (was_ready or refused):
-                logger.error("not ready: %s %s", name, state)
+            if state is None and before is not None:
+                logger.info("%s is ready after %.1f s", name, time.monotonic() - started)
+            elif state != before:
+                logger.warning("not ready: %s %s", name, state)
             self._note()
             await asyncio.sleep(self._recheck_s if state is None else self._pause_s)
+
+    def _state(self, name: str) -> str | None:
+        return self._waiting.get(name) or self._refused.get(name)
 
     async def _ask(self, name: str, probe: Probe, *, was_ready: bool) -> tuple[str | None, bool]:
         """Return what is wrong with the model, if anything, and whether it is refused for that."""
@@ -107,8 +111,8 @@ class Readiness:
                 return None, False  # a model with a full queue lives
             return f"is not answering ({error.code})", False
         except TimeoutError:
-            loading = self._waiting.get(name) == "is loading"
-            return "is loading" if loading else f"is not answering (nothing within {self._timeout_s:g} s)", False
+            loading = self._state(name) == LOADING
+            return LOADING if loading else f"is not answering (nothing within {self._timeout_s:g} s)", False
         except Exception as error:
             logger.exception("the warm-up of %s failed", name)
             return f"fails its warm-up ({type(error).__name__})", False
@@ -120,6 +124,10 @@ class Readiness:
             self._settled.set()
         else:
             self._settled.clear()
+
+
+def _said(states: Mapping[str, str]) -> str | None:
+    return "; ".join(f"{name} {state}" for name, state in sorted(states.items())) or None
 
 
 def probes(

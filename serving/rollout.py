@@ -103,8 +103,10 @@ def swap(
         # Its old replicas are gone once the requests that they had begun are answered.
         drain_s = config.limits.chat_deadline_s + 30
         _settle(client, app, {FRONT: new[FRONT]}, patience_s=patience_s + drain_s, check=check)
-    except BaseException:
+    except BaseException as error:
         _deploy(client, app, old)
+        if isinstance(error, StageError):
+            raise StageError(f"{error}; the old models are still served") from None
         raise
     gone = [name for name in old if name not in new]
     if gone:
