@@ -111,6 +111,11 @@ def _python_path() -> str:
     return os.pathsep.join(p for p in (_STARTED_IN, os.environ.get("PYTHONPATH")) if p)
 
 
+def own_session() -> Path | None:
+    """Return the directory of the Ray that this process started, or None while attached elsewhere."""
+    return _own[-1].path if _own else None
+
+
 def nodes() -> list[dict[str, float]]:
     """Return CPU and GPU of every live node."""
     return [

@@ -50,3 +50,9 @@ def remove_abandoned(below: Path) -> None:
             found = lock.stat()
             if found.st_uid == os.getuid() and time.time() - found.st_mtime > YOUNG_S and not is_locked(lock):
                 shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def living(below: Path = Path("/tmp")) -> list[Path]:
+    """Return the session directories of our drivers that live."""
+    locks = sorted(below.glob(f"{PREFIX}*/{LOCK}"))
+    return [lock.parent for lock in locks if lock.stat().st_uid == os.getuid() and is_locked(lock)]

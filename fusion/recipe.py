@@ -5,21 +5,19 @@ heavy is imported, so a recipe can be checked and planned on any machine. There 
 recipe; the graph is made from it in `pipeline.py`.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from fusion.chat import ChatConfig
 from fusion.config import Config, Placement
-from fusion.errors import RecipeError
+from fusion.loading import read_layers, validate
 from fusion.losses import SftLoss
 from fusion.models import ModelRef
 from fusion.placement import GeneratePlacement, ScorePlacement
 from fusion.promptsets import PromptSet
-from fusion.rewards import Scorer, SequenceClassifier
+from fusion.rewards import Canary, Scorer, SequenceClassifier
 from fusion.sampling import Decoding, Precision
 from fusion.select import Rule
 from fusion.select.split import Split
@@ -80,12 +78,21 @@ class Evaluate(Config):
     """Pairs (a, b) whose difference a - b is reported."""
 
 
+class ServedReward(ModelRef):
+    """A reward model that is served."""
+
+    canary: Canary | None = None
+    """A known pair that it must score in the right order before it serves, and from time to time."""
+
+
 class Serve(Config):
     """What `fuseline serve` offers."""
 
     arm: Name
     """Arm that is exported and served."""
-    rewards: dict[Name, ModelRef] = {}
+    also: tuple[Name, ...] = ()
+    """Models served beside it, as they came: `target` (before fusion) and sources, by the recipe's names."""
+    rewards: dict[Name, ServedReward] = {}
     """Reward models for `POST /v1/rewards`, by name."""
 
 
@@ -163,8 +170,8 @@ class Recipe(Config):
             )
         if self.sft.select.needs_own:
             raise ValueError("sft.select cannot use the SFT model's own samples: it does not exist yet")
-        if self.serve is not None and self.serve.arm not in (*self.arms, "sft"):
-            raise ValueError(f"serve.arm {self.serve.arm!r} is not an arm; arms: {', '.join(self.arms)}, or sft")
+        if self.serve is not None:
+            self._check_serve(self.serve)
         domains = {s.domain for s in self.prompts} - {None}
         missing = sorted(str(d) for d in domains if d not in self.score and "*" not in self.score)
         if missing:
@@ -175,6 +182,17 @@ class Recipe(Config):
                 if name not in known:
                     raise ValueError(f"evaluate.comparisons: {name!r} is not a model; known: {', '.join(known)}")
         return self
+
+    def _check_serve(self, serve: Serve) -> None:
+        if serve.arm not in (*self.arms, "sft"):
+            raise ValueError(f"serve.arm {serve.arm!r} is not an arm; arms: {', '.join(self.arms)}, or sft")
+        for name in serve.also:
+            if name not in ("target", *self.sources):
+                raise ValueError(f"serve.also: {name!r} is not a given model; known: target, {', '.join(self.sources)}")
+        names = [serve.arm, *serve.also, *serve.rewards]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"serve names {name!r} twice; clients tell models apart by name")
 
     @property
     def models(self) -> dict[str, ModelRef]:
@@ -223,138 +241,11 @@ def _spread_training(block: dict[str, Any], seed: Any) -> dict[str, Any]:
     return block
 
 
-# ---- loading ----------------------------------------------------------------------------------
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without its traps: no tags, no aliases, no duplicate keys, only text keys."""
-
-
-def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[str, Any]:
-    mapping: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"line {line}: key {key!r} is not text; quote it")
-        if key in mapping:
-            raise yaml.constructor.ConstructorError(None, None, f"line {line}: key {key!r} occurs twice")
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-# 3e-7 is a number to everybody but YAML 1.1, which wants 3.0e-7.
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML strictly.
-
-    Raises:
-        RecipeError: with the line, for syntax errors, tags, aliases, duplicate or non-text keys.
-    """
-    try:
-        for event in yaml.parse(text, _StrictLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1
-                raise RecipeError(
-                    f"{where}: line {line}: aliases (*{event.anchor}) are not allowed; write the value out"
-                )
-        return yaml.load(text, _StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}: " if mark else ""
-        raise RecipeError(f"{where}: {place}{error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError(f"{where}: {(str(error).splitlines() or ['not YAML'])[0]}") from None
-
-
-def merge(base: Any, over: Any) -> Any:
-    """Lay `over` on `base`: maps merge, everything else, and maps of another `type` or objective, is replaced whole."""
-    if not isinstance(base, dict) or not isinstance(over, dict):
-        return over
-    objective = base.get("objective", "dpo")  # what a WRPO loss that states none is over
-    if "type" in over and over["type"] != base.get("type", over["type"]):
-        return over
-    if "type" in over and over.get("objective", objective) != objective:
-        return over
-    return {**base, **{k: merge(base[k], v) if k in base else v for k, v in over.items()}}
-
-
 def load_recipe(paths: list[Path], assignments: list[str] | None = None) -> Recipe:
     """Read recipe files left to right, lay `key.sub=value` assignments over them, and validate.
 
     Raises:
         RecipeError: one line per mistake, each with file or field and what to do.
     """
-    data: Any = {}
-    for path in paths:
-        data = merge(data, _read(path))
-    for assignment in assignments or []:
-        data = merge(data, _assigned(assignment, data))
-    names = ", ".join(map(str, paths))
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        lines = [f"{names}: {_where(data, e['loc'])}{_what(e)}" for e in error.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error}") from None
-    data = parse_yaml(text, str(path))
-    if not isinstance(data, dict):
-        raise RecipeError(f"recipe {path} holds {type(data).__name__}, not a mapping of fields")
-    return data
-
-
-def _assigned(assignment: str, data: Any) -> dict[str, Any]:
-    """Turn `a.b.c=value` into nested maps; the path walks through maps only."""
-    name, equals, text = assignment.partition("=")
-    keys = name.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"--set {assignment}: write it as field.sub=value")
-    for depth, key in enumerate(keys[:-1]):
-        data = data.get(key) if isinstance(data, dict) else None
-        if data is not None and not isinstance(data, dict):
-            raise RecipeError(f"--set {assignment}: {'.'.join(keys[: depth + 1])} is not a map; set it as a whole")
-    nested: Any = parse_yaml(text, f"--set {name}")
-    for key in reversed(keys):
-        nested = {key: nested}
-    return nested
-
-
-def _where(data: Any, location: tuple[int | str, ...]) -> str:
-    """Spell a pydantic location as people wrote it: union tags, which stand in no file, are left out."""
-    shown = []
-    for item in location:
-        if isinstance(data, dict) and item not in data and item in (data.get("type"), data.get("objective", "dpo")):
-            continue
-        shown.append(f"[{item}]" if isinstance(item, int) else f".{item}" if shown else str(item))
-        if isinstance(data, dict):
-            data = data.get(item)
-        elif isinstance(data, list | tuple) and isinstance(item, int):
-            data = data[item]
-        else:
-            data = None
-    return f"{''.join(shown)}: " if shown else ""
-
-
-def _what(error: Any) -> str:
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return "is missing; it has no default"
-    if error["type"] in ("unknown_field", "value_error"):
-        return message
-    shown = repr(error["input"])
-    return f"{message} (found {shown if len(shown) < 80 else shown[:77] + '...'})"
+    data = read_layers(paths, assignments or [], called="recipe")
+    return validate(Recipe, data, where=", ".join(map(str, paths)))

@@ -87,15 +87,22 @@ def run(
 
 @app.command()
 def serve(
-    recipe: Recipes,
+    files: Annotated[list[Path], typer.Argument(help="Recipe or serve config, then overlays; later ones win.")],
     set_: Sets = None,
-    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the HTTP service.")] = 8000,
+    host: Annotated[str | None, typer.Option(help="Address to bind to; default: the config's, 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the HTTP service; default: the config's, 8000.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster (auto, host:port); default: own.")] = None,
+    swap: Annotated[
+        bool, typer.Option("--swap", help="Put these models in the place of those of the running service.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the file for `serve deploy` on a cluster; nothing is started.")
+    ] = None,
 ) -> None:
-    """Serve the exported model of a finished run, with its reward models."""
-    from jobs.serve import serve_recipe
+    """Serve the models of a finished run or of a serve config, on this machine or a cluster."""
+    from jobs.serve import serve_files
 
-    serve_recipe(load_recipe(recipe, set_), host=host, port=port)
+    serve_files(files, set_ or [], host=host, port=port, address=address, swap=swap, write=write)
 
 
 @app.command()

@@ -1,8 +1,9 @@
-"""Serve models: `python -m jobs.serve --chat NAME=FOLDER --reward NAME=FOLDER`.
+"""Serve models: `python -m jobs.serve --chat NAME=FOLDER --reward NAME=FOLDER`, or `fuseline serve FILE`.
 
 Starts Ray on this machine (or attaches to a cluster), deploys the application of `serving`, waits until every
 model has answered a warm-up request, and prints how to call it. Ctrl-C or SIGTERM takes the application down
-again, and a Ray that was started here with it.
+again, and a Ray that was started here with it. What is served is said by `serve_config`; a running service gets
+new models by `swap`.
 """
 
 import json
@@ -25,14 +26,15 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from fusion.chat import ChatConfig
-from fusion.errors import ClusterError, FuselineError, InputError, RecipeError, StageError
-from fusion.models import PinnedModel
+from fusion.errors import FuselineError, InputError, StageError
 from fusion.placement import Accelerator
-from fusion.recipe import Recipe
+from jobs.swap import announce
 from serving.config import ChatModel, EnginePlacement, RewardModel, ServeConfig
 
 log = logging.getLogger(__name__)
+
+TAKE_DOWN_S = 20.0
+"""How long taking an application down is watched; the cluster ends what takes longer by itself."""
 
 Pair = Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER")]
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -61,12 +63,13 @@ def serve(config: ServeConfig, *, block: bool = True, address: str | None = None
     own_ray = address is None and "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
     if own_ray:
         _check_port(config)  # on a cluster, Serve may be running there already and is shared
-    with _interrupts() as stopped:
+    with interrupts() as stopped:
         connect(address)
-        _listen(stopped)  # again: Ray's start has put its own SIGTERM handler, which prints a stack trace
+        listen(stopped)  # again: Ray's start has put its own SIGTERM handler, which prints a stack trace
         try:
-            on_gpu = _on_gpu(config, gpus=sum(node["GPU"] for node in nodes()))
+            on_gpu = config.runs_on_gpu(sum(node["GPU"] for node in nodes()))
             url = _deploy(config, on_gpu=on_gpu, stopped=stopped)
+            announce(config.app_name, url)
             if block:
                 _print_welcome(config, url)
                 stopped.wait()
@@ -94,23 +97,17 @@ def _end(config: ServeConfig, *, own_ray: bool) -> None:
 
 def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> str:
     from ray import serve as ray_serve
-    from ray.serve.schema import LoggingConfig
 
     from serving.ingress import build_application
+    from serving.rollout import QUIET
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    for name in ("ray.serve", "ray.llm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    root_level = logging.getLogger().level
     started = time.monotonic()
-    # Errors and warnings only: Serve's access log would repeat every request.
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    application = build_application(config, on_gpu=on_gpu)
-    logging.getLogger().setLevel(root_level)  # importing ray.serve.llm sets it to INFO
+    with quiet():
+        application = build_application(config, on_gpu=on_gpu)
     ray_serve.start(
-        proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}, logging_config=quiet
+        proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}, logging_config=QUIET
     )
-    target = ray_serve.RunTarget(application, name=config.app_name, route_prefix="/", logging_config=quiet)
+    target = ray_serve.RunTarget(application, name=config.app_name, route_prefix="/", logging_config=QUIET)
     # Not waiting here, so that an interrupt is noticed while models load.
     ray_serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     url = f"http://{config.host}:{config.port}"
@@ -119,9 +116,24 @@ def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> s
     return url
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and errors of Ray Serve and vLLM, and leave out what they say of every step."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    level = logging.getLogger().level
+    for name in ("ray.serve", "ray.llm", "vllm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(level)  # importing ray.serve.llm sets it to INFO
+
+
 def _await_ready(config: ServeConfig, url: str, *, stopped: threading.Event) -> None:
-    """Return once `/readyz` says so; raise StageError when the deployment fails or takes too long."""
+    """Return once `/readyz` says so; raise StageError when the deployment fails, a model is refused, or time is up."""
     from ray import serve as ray_serve
+
+    from serving.rollout import reason
 
     ends_at = time.monotonic() + config.ready_timeout_s
     while time.monotonic() < ends_at:
@@ -129,9 +141,13 @@ def _await_ready(config: ServeConfig, url: str, *, stopped: threading.Event) -> 
             raise KeyboardInterrupt
         application = ray_serve.status().applications[config.app_name]
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise StageError(f"the models could not be deployed: {_reason(application.message)}")
-        if application.status == "RUNNING" and _is_ready(url):
-            return
+            raise StageError(f"the models could not be deployed: {reason(application.message)}")
+        if application.status == "RUNNING":
+            if _is_ready(url):
+                return
+            front = ray_serve.get_app_handle(config.app_name)
+            if refused := front.refused.remote().result(timeout_s=30):
+                raise StageError(f"the service cannot become ready: {refused}")
     raise StageError(f"the models were not ready after {config.ready_timeout_s:g} s; see the logs of Ray Serve")
 
 
@@ -143,22 +159,6 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _reason(message: str) -> str:
-    """Return the line of a Serve status that a person can use: the last one of the traceback in it."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["no reason given"])[-1][:500]
-
-
-def _on_gpu(config: ServeConfig, *, gpus: float) -> bool:
-    """Return whether models run on GPUs. Raises ClusterError when they were asked for and are too few."""
-    engines = sum(m.engine.replicas * m.engine.tensor_parallel * m.engine.gpus for m in config.chat.values())
-    needed = engines + sum(m.placement.replicas * m.placement.gpu_share for m in config.rewards.values())
-    if config.accelerator == "gpu" and gpus < needed:
-        raise ClusterError(f"these models ask for {needed:g} GPU; this cluster has {gpus:g}; lower replicas or shares")
-    return config.accelerator != "cpu" and gpus >= needed
-
-
 def _take_down(config: ServeConfig) -> None:
     """Delete the application, and Serve itself where nothing else runs on it."""
     import ray
@@ -168,7 +168,11 @@ def _take_down(config: ServeConfig) -> None:
     if not ray.is_initialized():
         return
     try:
-        ray_serve.delete(config.app_name)
+        # Not waiting for every stream to end: the front gives them as long as a chat answer may take.
+        ray_serve.delete(config.app_name, _blocking=False)
+        ends_at = time.monotonic() + TAKE_DOWN_S
+        while config.app_name in ray_serve.status().applications and time.monotonic() < ends_at:
+            time.sleep(0.2)
         if not ray_serve.status().applications:
             ray_serve.shutdown()
     except RayServeException as error:  # it never came up
@@ -188,14 +192,14 @@ def _check_port(config: ServeConfig) -> None:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
+def interrupts() -> Iterator[threading.Event]:
     """Give an event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped  # only the main thread may listen to signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _listen(stopped)
+    listen(stopped)
     try:
         yield stopped
     finally:
@@ -203,7 +207,7 @@ def _interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _listen(stopped: threading.Event) -> None:
+def listen(stopped: threading.Event) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
 
@@ -236,24 +240,34 @@ def _curl(url: str, body: object) -> str:
 # ---- commands ---------------------------------------------------------------------------------
 
 
-def serve_recipe(recipe: Recipe, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve the exported model of a finished run under the name of its arm, with the recipe's reward models.
+def serve_files(
+    files: Sequence[Path],
+    assignments: Sequence[str],
+    *,
+    host: str | None,
+    port: int | None,
+    address: str | None,
+    swap: bool,
+    write: Path | None,
+) -> None:
+    """Serve, swap or write what these files say; `host` and `port` win over them.
 
     Raises:
-        RecipeError: the recipe serves nothing.
-        StageError: the run has not exported its model yet.
+        FuselineError: bad input, or a service that does not come up.
     """
-    if recipe.serve is None:
-        raise RecipeError("the recipe has no 'serve' block; name the arm to serve: --set serve.arm=NAME")
-    folder = recipe.result_dir / "model"
-    if not folder.is_dir():
-        raise StageError(f"{folder} does not exist yet; make it with: fuseline run")
-    digests = recipe.root / ".digests.json"
-    rewards = {name: PinnedModel(name, ref, digests).folder() for name, ref in recipe.serve.rewards.items()}
-    # Date and thinking are fixed in the exported template; a system prompt is not a part of any template.
-    chat = ChatModel(folder=folder, chat=ChatConfig(system=recipe.target.chat.system, date=recipe.target.chat.date))
-    served = {name: RewardModel(folder=path) for name, path in rewards.items()}
-    serve(ServeConfig(chat={recipe.serve.arm: chat}, rewards=served, host=host, port=port))
+    from jobs.serve_config import load_config, write_deploy_file
+    from jobs.swap import swap as swap_models
+
+    if swap and (write or host or port):
+        raise InputError("--swap keeps the address of the running service and writes nothing; leave the others out")
+    config = load_config(files, assignments, host=host, port=port)
+    if swap:
+        swap_models(config, address=address)
+    elif write is not None:
+        write_deploy_file(config, write)
+        print(f"wrote {write}; start it with: serve deploy {write}")
+    else:
+        serve(config, address=address)
 
 
 @cli.command()

@@ -67,7 +67,8 @@ def reward_card(name: str, model: RewardModel) -> ModelCard:
         dtype=model.settings.dtype,
         determinism=_REWARD_DETERMINISM,
     )
-    return card.model_copy(update={"score_direction": "higher_is_better"})
+    canary = "none" if model.canary is None else "pair"
+    return card.model_copy(update={"score_direction": "higher_is_better", "canary": canary})
 
 
 def _card(

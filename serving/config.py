@@ -13,19 +13,83 @@ from pydantic import Field, field_validator, model_validator
 
 from fusion.chat import ChatConfig
 from fusion.config import Placement
-from fusion.errors import InputError
+from fusion.errors import ClusterError, InputError
 from fusion.models import check_folder
 from fusion.placement import Accelerator
-from fusion.rewards import ClassifierSettings
+from fusion.rewards import Canary, ClassifierSettings
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 
 
-class EnginePlacement(Placement):
-    """How the vLLM engine of one chat model is laid out. The same fields mean the same as in vLLM."""
+class Autoscaling(Placement):
+    """How the number of replicas follows the load."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    """Replicas that are always there."""
+    max_replicas: int = Field(ge=1)
+    """Replicas at most; each asks the cluster for its own share."""
+    target_ongoing_requests: float = Field(gt=0)
+    """Requests in progress per replica that are aimed at; more of them add replicas. It has no default, because the
+    right one depends on the model, and Ray's own (1e9) would never scale."""
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    """How long the load must be above the target before replicas are added."""
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+    """How long it must be below before replicas are taken away; loading one again takes minutes."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}, above max_replicas {self.max_replicas}")
+        return self
+
+
+class Replicas(Placement):
+    """How many copies of something there are and where they may run."""
 
     replicas: int = Field(default=1, ge=1)
-    """Engines of this model; requests are spread over them."""
+    """Copies; requests are spread over them."""
+    autoscaling: Autoscaling | None = None
+    """Lets the load decide instead of `replicas`."""
+    resources: dict[str, float] = {}
+    """Ray resources that each copy asks for besides its CPUs and GPUs, to say on which nodes it may run: a node's own
+    label, or a kind of GPU as `{"accelerator_type:H100": 0.001}`."""
+
+    @model_validator(mode="after")
+    def _one_count(self) -> Self:
+        if self.autoscaling is not None and "replicas" in self.model_fields_set:
+            raise ValueError("replicas and autoscaling are both given; autoscaling has min_replicas and max_replicas")
+        for name, amount in self.resources.items():
+            if name in ("CPU", "GPU", "memory", "object_store_memory"):
+                raise ValueError(f"resources: {name} has its own field; resources are the cluster's other names")
+            if amount <= 0:
+                raise ValueError(f"resources: {name} is {amount:g}; ask for more than 0")
+        return self
+
+    @property
+    def at_least(self) -> int:
+        """Copies that the cluster must have room for from the start."""
+        return self.autoscaling.min_replicas if self.autoscaling else self.replicas
+
+    @property
+    def most(self) -> int:
+        """Copies that there are at most."""
+        return self.autoscaling.max_replicas if self.autoscaling else self.replicas
+
+    def check_target(self, most: int, what: str) -> None:
+        """Raise ValueError if a copy would be full before the load adds another one."""
+        if self.autoscaling is not None and self.autoscaling.target_ongoing_requests > most:
+            raise ValueError(
+                f"target_ongoing_requests is {self.autoscaling.target_ongoing_requests:g}, but a replica takes {most} "
+                f"({what}); it would never scale"
+            )
+
+
+class EnginePlacement(Replicas):
+    """How the vLLM engine of one chat model is laid out. The same fields mean the same as in vLLM."""
+
+    cpus: float = Field(default=0.5, gt=0)
+    """Logical CPUs that one worker of an engine asks Ray for where it runs on CPUs. Small, so that a machine with two
+    cores holds several engines, the front, the reward models and Serve itself."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs per engine."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -44,12 +108,22 @@ class EnginePlacement(Placement):
         """GPUs that one worker of the engine asks Ray for: a half lets two engines share one."""
         return 1.0 if self.gpu_memory_utilization > 0.5 else 0.5
 
+    @property
+    def max_ongoing_requests(self) -> int:
+        """Requests in one replica: more than the engine's seats, so that the next one waits there, not on the wire."""
+        return 2 * self.max_num_seqs
 
-class RewardPlacement(Placement):
+    @model_validator(mode="after")
+    def _scales(self) -> Self:
+        self.check_target(self.max_ongoing_requests, "twice max_num_seqs")
+        return self
+
+
+class RewardPlacement(Replicas):
     """How one reward model is laid out."""
 
-    replicas: int = Field(default=1, ge=1)
-    """Copies of the model."""
+    cpus: float = Field(default=0.5, gt=0)
+    """Logical CPUs that one copy asks Ray for."""
     max_batch_requests: int = Field(default=16, ge=1)
     """Requests that are scored together."""
     gpu_share: float = Field(default=0.5, gt=0, le=1)
@@ -58,6 +132,23 @@ class RewardPlacement(Placement):
     """How long the first request of a batch waits for others, in seconds."""
     max_queued_requests: int = Field(default=64, ge=0)
     """Requests that may wait for a replica; one more is answered 429."""
+
+    @property
+    def max_ongoing_requests(self) -> int:
+        """Requests in one replica: one batch is scored while the next one gathers."""
+        return 2 * self.max_batch_requests
+
+    @model_validator(mode="after")
+    def _scales(self) -> Self:
+        self.check_target(self.max_ongoing_requests, "twice max_batch_requests")
+        return self
+
+
+class FrontPlacement(Replicas):
+    """How the HTTP front is laid out; it renders and tokenises, models run elsewhere."""
+
+    cpus: float = Field(default=0.1, gt=0)
+    """Logical CPUs that one copy asks Ray for."""
 
 
 class ChatModel(Placement):
@@ -77,6 +168,9 @@ class RewardModel(Placement):
     """Hugging Face folder of a model with one output: config.json, safetensors, tokenizer with chat template."""
     settings: ClassifierSettings = ClassifierSettings()
     """How it reads and scores; a request says itself what happens to long conversations."""
+    canary: Canary | None = None
+    """A known pair that it must score in the right order before it serves, and from time to time. None asks only for
+    a finite score."""
     placement: RewardPlacement = RewardPlacement()
 
 
@@ -156,19 +250,23 @@ class ServeConfig(Placement):
     """Port to bind."""
     accelerator: Accelerator = "auto"
     """Where models run; `auto` takes GPUs where the cluster has enough of them."""
-    http_replicas: int = Field(default=1, ge=1)
-    """Copies of the HTTP front; it renders and tokenises, models run elsewhere."""
+    http: FrontPlacement = FrontPlacement()
+    """How the HTTP front is laid out."""
     limits: Limits = Limits()
     security: Security = Security()
     idempotency: Idempotency = Idempotency()
     observability: Observability = Observability()
+    run: Path | None = None
+    """Result folder of the run that the models come from, for the page; None shows none."""
     app_name: str = Field(default="fuseline", pattern=MODEL_NAME)
     """Name of the Ray Serve application; another name lets two services share a cluster."""
     ready_timeout_s: float = Field(default=900.0, gt=0)
     """How long loading and warming up may take before the start is given up."""
+    recheck_s: float = Field(default=60.0, gt=0)
+    """How often every model is asked again, and every canary scored again, once the service is ready."""
 
     @model_validator(mode="after")
-    def _distinct_names(self) -> Self:
+    def _sound(self) -> Self:
         if not self.chat and not self.rewards:
             raise ValueError("no model to serve: name at least one chat or reward model")
         both = self.chat.keys() & self.rewards.keys()
@@ -176,6 +274,7 @@ class ServeConfig(Placement):
             raise ValueError(f"{sorted(both)[0]!r} names a chat model and a reward model; use two names")
         for name in [*self.chat, *self.rewards]:
             check_name(name)
+        self.http.check_target(self.limits.max_in_flight, "limits.max_in_flight")
         return self
 
     @model_validator(mode="after")
@@ -197,6 +296,31 @@ class ServeConfig(Placement):
             rewards={name: RewardModel(folder=folder) for name, folder in (rewards or {}).items()},
             **fields,
         )
+
+    def resolved(self) -> Self:
+        """Return the same config with absolute folders, which mean the same in every process of a node."""
+        chat = {n: m.model_copy(update={"folder": m.folder.resolve()}) for n, m in self.chat.items()}
+        rewards = {n: m.model_copy(update={"folder": m.folder.resolve()}) for n, m in self.rewards.items()}
+        run = {"run": self.run.resolve()} if self.run else {}
+        return self.model_copy(update={"chat": chat, "rewards": rewards, **run})
+
+    def gpus(self) -> float:
+        """Return how many GPUs the models ask for from the start, where they run on GPUs."""
+        engines = sum(m.engine.at_least * m.engine.tensor_parallel * m.engine.gpus for m in self.chat.values())
+        return engines + sum(m.placement.at_least * m.placement.gpu_share for m in self.rewards.values())
+
+    def runs_on_gpu(self, available: float) -> bool:
+        """Return whether models run on GPUs in a cluster that has `available` ones.
+
+        Raises:
+            ClusterError: GPUs were asked for and are too few.
+        """
+        needed = self.gpus()
+        if self.accelerator == "gpu" and available < needed:
+            raise ClusterError(
+                f"these models ask for {needed:g} GPU; this cluster has {available:g}; lower replicas or shares"
+            )
+        return self.accelerator != "cpu" and needed > 0 and available >= needed
 
     def check_folders(self) -> None:
         """Raise ModelError, naming the file, if a model folder cannot be served."""

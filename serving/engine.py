@@ -6,6 +6,7 @@ as ids from `fusion.chat`. The stop ids of the chat are the whole list, as in ge
 """
 
 import json
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -17,8 +18,12 @@ from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import CompletionRequest, ErrorResponse
 
 from serving.backends import Delta, Generation, SampledToken
-from serving.config import EnginePlacement
+from serving.config import ChatModel
 from serving.errors import ApiError
+from serving.layout import STEADY, scaling
+from serving.schemas import ModelCard
+
+logger = logging.getLogger(__name__)
 
 _ENV = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -46,13 +51,20 @@ class ChatServer(LLMServer):
         # The engine's own stream, not `self.completions`: that one holds pieces back to send them in batches.
         # Any: the protocol says coroutine where the engine gives an async generator.
         engine: Any = self.engine
-        async with aclosing(engine.completions(_request(generation))) as stream:
-            async for item in stream:
-                if isinstance(item, ErrorResponse) or not isinstance(item, str):
-                    raise _refusal(item.model_dump())
-                deltas = _deltas(item, generation.num_logprobs)
-                if deltas:
-                    yield deltas
+        try:
+            async with aclosing(engine.completions(_request(generation))) as stream:
+                async for item in stream:
+                    if isinstance(item, ErrorResponse) or not isinstance(item, str):
+                        raise _refusal(item.model_dump())
+                    deltas = _deltas(item, generation.num_logprobs)
+                    if deltas:
+                        yield deltas
+        except ApiError:
+            raise
+        except Exception as error:
+            # vLLM's own errors stay here: a front that unpickles one would have to import vLLM.
+            logger.exception("the engine failed")
+            raise ApiError("backend_unavailable", f"the engine failed ({type(error).__name__}); try again") from None
 
     async def num_unfinished(self) -> int:
         """Return how many sequences are in the engine; for tests and metrics."""
@@ -74,13 +86,12 @@ class CpuChatServer(ChatServer):
     _default_engine_cls = _OneProcessEngine
 
 
-def engine_deployment(
-    name: str, folder: str, placement: EnginePlacement, *, dtype: str, max_model_len: int, on_gpu: bool
-) -> Application:
-    """Return the deployment of one chat model, to be bound into an application."""
+def engine_deployment(card: ModelCard, model: ChatModel, *, name: str, on_gpu: bool) -> Application:
+    """Return the deployment of one chat model under this name, to be bound into an application."""
+    placement = model.engine
     arguments: dict[str, Any] = {
-        "dtype": dtype,
-        "max_model_len": max_model_len,
+        "dtype": card.dtype,
+        "max_model_len": card.max_tokens,
         "max_num_seqs": placement.max_num_seqs,
         "tensor_parallel_size": placement.tensor_parallel,
         "trust_remote_code": False,
@@ -90,33 +101,32 @@ def engine_deployment(
     }
     if on_gpu:
         arguments["gpu_memory_utilization"] = placement.gpu_memory_utilization
-        bundles = [{"GPU": placement.gpus}] * placement.tensor_parallel
-        layout: dict[str, Any] = {"placement_group_config": {"bundles": bundles}}
+        worker: dict[str, float] = {"GPU": placement.gpus, **placement.resources}
+        layout: dict[str, Any] = {}
     else:
         arguments["enforce_eager"] = True
-        # Small: a machine with two cores holds the engine, the front, the reward model and Serve itself.
-        layout = {
-            "placement_group_config": {"bundles": [{"CPU": 0.5}] * placement.tensor_parallel},
-            "accelerator_config": {"kind": "cpu"},
-        }
+        worker = {"CPU": placement.cpus, **placement.resources}
+        layout = {"accelerator_config": {"kind": "cpu"}}
+    layout["placement_group_config"] = {"bundles": [worker] * placement.tensor_parallel}
     config = LLMConfig(
-        model_loading_config={"model_id": name, "model_source": folder},
+        model_loading_config={"model_id": card.id, "model_source": str(model.folder)},
         engine_kwargs=arguments,
         runtime_env={"env_vars": _ENV if on_gpu else _ENV | _CPU_ENV},
         log_engine_metrics=False,
         deployment_config={
-            "num_replicas": placement.replicas,
-            # More than the engine's seats: the next request should wait in the engine, not on the wire.
-            "max_ongoing_requests": 2 * placement.max_num_seqs,
+            **STEADY,
+            **scaling(placement),
+            "max_ongoing_requests": placement.max_ongoing_requests,
             "max_queued_requests": placement.max_queued_requests,
-            "max_surge_percent": 100,
             "ray_actor_options": {"num_cpus": 0},
         },
         **layout,
     )
     one_process = not on_gpu and placement.tensor_parallel == 1
     return build_llm_deployment(
-        config, deployment_cls=CpuChatServer if one_process else ChatServer, name_prefix="chat:"
+        config,
+        deployment_cls=CpuChatServer if one_process else ChatServer,
+        override_serve_options={"name": name},
     )
 
 

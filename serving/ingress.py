@@ -7,11 +7,10 @@ every failure of a handle becomes an `ApiError`.
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Literal
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
@@ -20,7 +19,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from fusion.chat import Chat
-from fusion.errors import InputError
+from fusion.errors import InputError, StageError
 from fusion.rows import Message
 from serving.access import AccessLog
 from serving.app import build_app
@@ -30,14 +29,13 @@ from serving.cards import chat_card, reward_card
 from serving.config import ChatModel, ServeConfig
 from serving.edge import Observers
 from serving.errors import ApiError
+from serving.layout import FRONT, STEADY, engine_name, reward_name, scaling
 from serving.ray_metrics import RayTelemetry
+from serving.readiness import Readiness, probes
 from serving.schemas import ModelCard
 from serving.telemetry import InMemory
 
 logger = logging.getLogger(__name__)
-
-Probe = Callable[[], Awaitable[None]]
-"""Ends when the model has answered; raises where it did not."""
 
 
 class EngineBackend:
@@ -120,22 +118,25 @@ class Front:
     ) -> None:
         self._config = config
         self._keys = keys
-        self._chats = {name: EngineBackend(cards[name], config.chat[name], h) for name, h in chats.items()}
-        self._rewards = {name: ScorerBackend(cards[name], h) for name, h in rewards.items()}
-        self._waiting = dict.fromkeys(cards, "loading")
-        self._tasks: list[asyncio.Task[None]] = []
+        self._models = Models(config, cards, chats, rewards)
+        self._readiness = self._models.readiness()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
-        for name, backend in self._chats.items():
-            self._tasks.append(asyncio.create_task(self._until_warm(name, _chat_probe(backend))))
-        for name, backend in self._rewards.items():
-            self._tasks.append(asyncio.create_task(self._until_warm(name, _reward_probe(backend))))
+        """Return the app. Where another front is in service, only once every model answers: Serve sends requests
+        here from then on, and takes them from the other one. The first front answers `/readyz` while models load."""
+        self._readiness.start()
+        if await asyncio.to_thread(_is_served):
+            async with asyncio.timeout(self._config.ready_timeout_s):
+                await self._readiness.settled()
+            if self._readiness.refused is not None:
+                raise StageError(self._readiness.refused)
         return build_app(
-            chats=dict(self._chats),
-            rewards=dict(self._rewards),
+            chats=dict(self._models.chats),
+            rewards=dict(self._models.rewards),
             limits=self._config.limits,
-            not_ready=self._not_ready,
+            not_ready=self._readiness.not_ready,
             behind_proxy=True,
+            documented=not self._config.security.public,
             observers=self._observers(),
             header_bytes=self._config.security.header_bytes,
             idempotency=self._config.idempotency,
@@ -144,51 +145,55 @@ class Front:
     def _observers(self) -> Observers:
         seen = self._config.observability
         return Observers(
-            Guard(self._keys, fronts=self._config.http_replicas),
+            Guard(self._keys, fronts=self._config.http.most),
             RayTelemetry() if seen.metrics else InMemory(),
             AccessLog(seen.access_log),
         )
 
-    def _not_ready(self) -> str | None:
-        return ", ".join(f"{name} is {state}" for name, state in sorted(self._waiting.items())) or None
+    def cards(self) -> dict[str, ModelCard]:
+        """Return the cards of the models that this front serves; for the command that swaps them."""
+        return self._models.cards
 
-    async def _until_warm(self, name: str, probe: Probe) -> None:
-        """Ask the model until it answers: the first request after a start takes seconds (lazy imports)."""
-        started = time.monotonic()
-        while True:
-            try:
-                await probe()
-            except ApiError as error:
-                self._waiting[name] = f"not answering ({error.code})"
-                await asyncio.sleep(1.0)
-                continue
-            except Exception:
-                logger.exception("the warm-up of %s failed", name)
-                self._waiting[name] = "failing its warm-up"
-                await asyncio.sleep(5.0)
-                continue
-            break
-        logger.info("%s answered after %.1f s", name, time.monotonic() - started)
-        del self._waiting[name]
+    def refused(self) -> str | None:
+        """Return what keeps the service from ever becoming ready, or None; for the command that waits."""
+        return self._readiness.refused
 
 
-def _chat_probe(backend: EngineBackend) -> Probe:
-    async def probe() -> None:
-        ids = backend.encode([Message("user", "Hello")])
-        asked = Generation("warm-up", tuple(ids), max_tokens=2, stop_token_ids=backend.stop_token_ids)
-        async with aclosing(backend.generate(asked)) as stream:
-            async for _ in stream:
-                pass
+class Models:
+    """The backends of one config."""
 
-    return probe
+    def __init__(
+        self,
+        config: ServeConfig,
+        cards: dict[str, ModelCard],
+        chats: Mapping[str, DeploymentHandle],
+        rewards: Mapping[str, DeploymentHandle],
+    ) -> None:
+        self._config = config
+        self.cards = cards
+        self.chats = {name: EngineBackend(cards[name], config.chat[name], h) for name, h in chats.items()}
+        self.rewards = {name: ScorerBackend(cards[name], h) for name, h in rewards.items()}
+
+    def readiness(self) -> Readiness:
+        """Return what says whether all of them answer well."""
+        canaries = {name: self._config.rewards[name].canary for name in self.rewards}
+        return Readiness(probes(self.chats, self.rewards, canaries), recheck_s=self._config.recheck_s)
 
 
-def _reward_probe(backend: ScorerBackend) -> Probe:
-    async def probe() -> None:
-        conversation = (Message("user", "Hello"), Message("assistant", "Hello, how can I help?"))
-        await backend.score([conversation], truncation="left")
+def _is_served() -> bool:
+    """Return whether another replica of the front is in service."""
+    app = serve.status().applications.get(serve.get_replica_context().app_name)
+    front = app and app.deployments.get(FRONT)
+    return front is not None and "RUNNING" in set(front.replica_states)
 
-    return probe
+
+def build(config: ServeConfig) -> Application:
+    """Return the application for `serve deploy`, built on the cluster from the arguments of its file.
+
+    Raises:
+        InputError: a folder cannot be served, or the cluster lacks the GPUs that were asked for.
+    """
+    return build_application(config, on_gpu=config.runs_on_gpu(ray.cluster_resources().get("GPU", 0.0)))
 
 
 def build_application(config: ServeConfig, *, on_gpu: bool) -> Application:
@@ -201,36 +206,31 @@ def build_application(config: ServeConfig, *, on_gpu: bool) -> Application:
     config.check_folders()
     # Here and not on the replica: its node need not have the file or the variable, and gets hashes only.
     keys = load_keys(config.security)
+    config = config.resolved()
     cards: dict[str, ModelCard] = {}
     chats: dict[str, Any] = {}
     rewards: dict[str, Any] = {}
-    for name, model in config.chat.items():
-        card = cards[name] = chat_card(name, model, on_gpu=on_gpu)
+    for name, chat in config.chat.items():
         # Only with a chat model: this imports vLLM, which takes seconds.
         from serving.engine import engine_deployment
 
-        chats[name] = engine_deployment(
-            name,
-            str(model.folder.resolve()),
-            model.engine,
-            dtype=card.dtype,
-            max_model_len=card.max_tokens,
-            on_gpu=on_gpu,
-        )
-    for name, model in config.rewards.items():
+        card = cards[name] = chat_card(name, chat, on_gpu=on_gpu)
+        chats[name] = engine_deployment(card, chat, name=engine_name(card, chat, on_gpu=on_gpu), on_gpu=on_gpu)
+    for name, reward in config.rewards.items():
         from serving.rewards import reward_deployment
 
-        cards[name] = reward_card(name, model)
-        rewards[name] = reward_deployment(name, model, on_gpu=on_gpu)
-    resolved = config.model_copy(
-        update={"chat": {n: m.model_copy(update={"folder": m.folder.resolve()}) for n, m in config.chat.items()}}
-    )
+        card = cards[name] = reward_card(name, reward)
+        rewards[name] = reward_deployment(card, reward, name=reward_name(card, reward, on_gpu=on_gpu), on_gpu=on_gpu)
     front: Any = serve.deployment(Front)
+    actor = {"num_cpus": config.http.cpus, "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}}
     return front.options(
-        name="front",
-        num_replicas=config.http_replicas,
+        **STEADY,
+        **scaling(config.http),
+        name=FRONT,
         # The front counts its requests itself and answers 429; the proxy would answer without an envelope.
         max_ongoing_requests=2 * config.limits.max_in_flight,
-        max_surge_percent=100,
-        ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}},
-    ).bind(resolved, cards, chats, rewards, keys)
+        # A front that is replaced ends the streams that it has begun.
+        graceful_shutdown_timeout_s=config.limits.chat_deadline_s + 5,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={**actor, **({"resources": config.http.resources} if config.http.resources else {})},
+    ).bind(config, cards, chats, rewards, keys)

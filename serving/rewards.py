@@ -18,6 +18,8 @@ from fusion.rewards import ClassifierSettings, RewardScore, Truncation
 from fusion.rows import Message
 from serving.backends import Scored
 from serving.config import RewardModel, RewardPlacement
+from serving.layout import STEADY, scaling
+from serving.schemas import ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -108,21 +110,22 @@ class RewardServer:
         )
 
 
-def reward_deployment(name: str, model: RewardModel, *, on_gpu: bool) -> Application:
-    """Return the deployment of one reward model, to be bound into an application."""
+def reward_deployment(card: ModelCard, model: RewardModel, *, name: str, on_gpu: bool) -> Application:
+    """Return the deployment of one reward model under this name, to be bound into an application."""
     placement = model.placement
     resources: dict[str, Any] = {"num_gpus": placement.gpu_share} if on_gpu else {}
+    if placement.resources:
+        resources["resources"] = placement.resources
     environment = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     if not on_gpu:
         # The number of threads decides in which order a sum is taken, and so the last bits of a score.
         environment["OMP_NUM_THREADS"] = "1"
     deployment: Any = serve.deployment(RewardServer)
     return deployment.options(
-        name=f"reward:{name}",
-        num_replicas=placement.replicas,
-        # One batch is scored while the next one gathers.
-        max_ongoing_requests=2 * placement.max_batch_requests,
+        **STEADY,
+        **scaling(placement),
+        name=name,
+        max_ongoing_requests=placement.max_ongoing_requests,
         max_queued_requests=placement.max_queued_requests,
-        max_surge_percent=100,
-        ray_actor_options={"num_cpus": 0.5, "runtime_env": {"env_vars": environment}, **resources},
-    ).bind(name, model.folder.resolve(), model.settings, placement, device="cuda" if on_gpu else "cpu")
+        ray_actor_options={"num_cpus": placement.cpus, "runtime_env": {"env_vars": environment}, **resources},
+    ).bind(card.id, model.folder, model.settings, placement, device="cuda" if on_gpu else "cpu")

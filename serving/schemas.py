@@ -388,6 +388,8 @@ class ModelCard(ResponseModel):
     objectives: list[str] | None = None
     """Names of the parts of a score, where a reward model has them."""
     determinism: str
+    canary: Literal["pair", "none"] | None = None
+    """`pair`: a reward model that serves only while it scores a known pair in the right order; `none`: no such pair."""
 
 
 class ModelList(ResponseModel):

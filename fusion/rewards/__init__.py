@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from fusion.rewards.canary import Canary
 from fusion.rewards.common import ErrorCode, RewardScore
 from fusion.rewards.python import PythonReward, PythonScorer
 from fusion.rewards.sequence_classifier import ClassifierSettings, RewardFn, SequenceClassifier, Truncation
@@ -16,6 +17,7 @@ from fusion.rewards.sequence_classifier import ClassifierSettings, RewardFn, Seq
 Scorer = Annotated[SequenceClassifier | PythonScorer, Field(discriminator="type")]
 
 __all__ = [
+    "Canary",
     "ClassifierSettings",
     "ErrorCode",
     "PythonReward",

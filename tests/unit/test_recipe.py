@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from fusion.errors import InputError, RecipeError
+from fusion.loading import merge, parse_yaml
 from fusion.pipeline import build
-from fusion.recipe import load_recipe, merge, parse_yaml
+from fusion.recipe import load_recipe
 
 BASE = {
     "name": "r",
@@ -99,6 +100,20 @@ BAD = {
     ),
     "reserved": ({"sources": {"sft": {"repo": "o/s", "revision": "b" * 40}}}, r"the name 'sft' is taken"),
     "unknown arm served": ({"serve": {"arm": "dpo"}}, r"serve\.arm 'dpo' is not an arm"),
+    "an arm beside another": (
+        {"serve": {"arm": "sft", "also": ["wrpo"]}},
+        r"'wrpo' is not a given model; known: target, s",
+    ),
+    "served twice": ({"serve": {"arm": "wrpo", "also": ["s"], "rewards": {"s": {"path": "x"}}}}, r"names 's' twice"),
+    "canary": (
+        {
+            "serve": {
+                "arm": "wrpo",
+                "rewards": {"r": {"path": "x", "canary": {"prompt": "q", "better": "a", "worse": "a"}}},
+            }
+        },
+        r"serve\.rewards\.r\.canary: better and worse are the same",
+    ),
     "unknown loss": ({"arms": {"wrpo": {"loss": {"type": "kto"}}}}, r"arms\.wrpo\.loss"),
     "path in name": ({"name": "../x"}, r"name: "),
     "no target": ({"target": None}, r"target"),
