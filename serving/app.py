@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -24,6 +25,7 @@ from serving.backends import ChatBackend, RewardBackend
 from serving.body import parse_model, read_json
 from serving.config import Limits
 from serving.errors import ApiError
+from serving.page import add_page
 from serving.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -53,6 +55,7 @@ def build_app(
     limits: Limits,
     not_ready: Callable[[], str | None],
     behind_proxy: bool = False,
+    run: Path | None = None,
 ) -> FastAPI:
     """Return the app over these backends, by model name.
 
@@ -62,6 +65,7 @@ def build_app(
         limits: what one request may ask for.
         not_ready: returns None once every model is loaded and warm, before that what is awaited.
         behind_proxy: True where Ray Serve's proxy adds the `x-request-id` of every answer.
+        run: folder with the results of the run that the page shows.
     """
     app = FastAPI(title="fuseline", docs_url=None, redoc_url=None, responses=_ERRORS)
     # The router would answer a trailing slash with a redirect, which is no envelope.
@@ -69,6 +73,7 @@ def build_app(
     _add_models(app, chats, rewards, not_ready)
     _add_chat(app, chats, rewards, limits)
     _add_rewards(app, chats, rewards, limits)
+    add_page(app, run)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_middleware(Envelope, max_in_flight=limits.max_in_flight, adds_id=not behind_proxy)

@@ -114,6 +114,8 @@ class ServeConfig(Placement):
     http_replicas: int = Field(default=1, ge=1)
     """Copies of the HTTP front; it renders and tokenises, models run elsewhere."""
     limits: Limits = Limits()
+    run: Path | None = None
+    """Folder with the results of the run that the page shows, e.g. `runs/demo`; None shows none."""
     app_name: str = Field(default="fuseline", pattern=MODEL_NAME)
     """Name of the Ray Serve application; another name lets two services share a cluster."""
     ready_timeout_s: float = Field(default=900.0, gt=0)
