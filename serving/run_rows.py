@@ -8,7 +8,7 @@ Nothing is held between requests.
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,7 +139,7 @@ class PromptDetail(ResponseModel):
     margin: float | None
     """Reward of the chosen minus that of the rejected answer, of the own pair where there is one."""
     candidates: list[CandidateView]
-    """Those in the row first, then by reward."""
+    """In the order of the row's roles, then what the row does not hold; each by reward."""
     lost: list[LostView]
 
 
@@ -194,6 +194,10 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
     drop = None if row else next((q for q in _refused(arm.selection) if q["row_id"] == asked.prompt_id), None)
     roles = _roles(row) if row else {}
     answers = _answers(run, prompts_key, asked.prompt_id, roles)
+    if len({(a.plain["response"]["model"], a.plain["response"]["sample"]) for a in answers} & roles.keys()) < len(
+        roles
+    ):
+        answers += _held(arm.selection, asked.prompt_id, answers)
     reason = drop["reason"] if drop else None
     return PromptDetail(
         arm=arm.name,
@@ -207,7 +211,7 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
         words=_words(arm, drop, has_row=row is not None),
         weight=row["weight"] if row else None,
         margin=_margin(row) if row else None,
-        candidates=_candidates(answers, arm.rule, dropped=row is None),
+        candidates=_candidates(answers, (role for role, _ in roles.values()), arm.rule, dropped=row is None),
         lost=_lost(run, prompts_key, asked.prompt_id),
     )
 
@@ -297,9 +301,27 @@ def _answers(
     return found
 
 
-def _candidates(found: list[_Found], rule: dict[str, Any], *, dropped: bool) -> list[CandidateView]:
+def _held(selection: Artifact, prompt_id: str, found: list[_Found]) -> list[_Found]:
+    """Return the answers that the row itself holds and whose scored artifact is gone."""
+    known = {(each.answer.model, each.plain["response"]["sample"]) for each in found}
+    row = find(selection, "prompt.prompt_id", prompt_id)[0]
+    more = []
+    for role, held in row.items():
+        for plain in (held if isinstance(held, list) else [held]) if role not in ("prompt", "weight") else ():
+            response = plain["response"]
+            if (response["model"], response["sample"]) not in known:
+                own = role.startswith("target_") or (role == "rejected" and "target_chosen" in row)
+                side: Side = "own" if own else "source"
+                answer = Answer(response["model"], side, plain["score"], response["finish_reason"], role)
+                more.append(_Found(plain, answer))
+    return more
+
+
+def _candidates(
+    found: list[_Found], roles: Iterable[str], rule: dict[str, Any], *, dropped: bool
+) -> list[CandidateView]:
     answers = [each.answer for each in found]
-    order = {"chosen": 0, "compared": 1, "rejected": 2, "unused": 3}
+    in_row = [*dict.fromkeys(roles), None]
     views = []
     for each in found:
         response, answer = each.plain["response"], each.answer
@@ -321,7 +343,7 @@ def _candidates(found: list[_Found], rule: dict[str, Any], *, dropped: bool) -> 
                 why=why(answer, answers, rule, dropped=dropped),
             )
         )
-    return sorted(views, key=lambda view: (order[view.use], -view.score, view.model, view.sample))
+    return sorted(views, key=lambda view: (in_row.index(view.role), -view.score, view.model, view.sample))
 
 
 def _words(arm: Arm, drop: dict[str, str] | None, *, has_row: bool) -> str:

@@ -120,7 +120,6 @@ class Arm:
 
 class _HistoryEntry(BaseModel):
     hit: bool
-    path: str
 
 
 class _History(BaseModel):
@@ -185,9 +184,9 @@ class Run:
         """Return the scored answers to the prompts of this key, by model; unreadable ones are left out."""
         found = []
         for folder in self._folders(self._history()):
-            if folder.kind == "score" and (artifact := self._artifact_or_none(folder)) is not None:
-                if artifact.manifest.inputs["prompts"].key == prompts_key:
-                    found.append((folder, artifact))
+            artifact = self._artifact_or_none(folder) if folder.kind == "score" else None
+            if artifact is not None and artifact.manifest.inputs["prompts"].key == prompts_key:
+                found.append((folder, artifact))
         return found
 
     def find(self, kind: str, key: str) -> Artifact | None:
@@ -221,8 +220,7 @@ class Run:
             yield from self._newest()
             return
         for name, entry in history.artifacts.items():
-            path = self._store / name
-            yield _folder(name, path if path.is_dir() else Path(entry.path).absolute(), entry.hit)
+            yield _folder(name, self._store / name, entry.hit)
 
     def _newest(self) -> Iterator[Folder]:
         """Yield the newest directory of each stage in the store: all that can be said before a run has ended."""

@@ -1,7 +1,7 @@
 // The frame of the page: tabs, readiness, theme and key. Each view has its own module and is made when first shown.
 
 import { key, models, onKeyNeeded, readiness, setKey } from "./api.js";
-import { errorBox, loadingBox, say } from "./dom.js";
+import { errorBox, h, loadingBox, say } from "./dom.js";
 import { chatView } from "./chat.js";
 import { inspectView } from "./inspect.js";
 import { runView } from "./run.js";
@@ -93,10 +93,12 @@ async function poll() {
   const state = await readiness();
   el("state").dataset.state = state.ready ? "ready" : state.starting ? "starting" : "away";
   const counted = served ? served.chat.length + served.reward.length : 0;
-  const text = state.ready && counted ? `Ready, ${counted} model${counted === 1 ? "" : "s"}` : state.text;
+  const more = state.ready && counted ? `, ${counted} model${counted === 1 ? "" : "s"}` : "";
   // Only changes are written, so that screen readers hear each once.
-  if (el("state-text").textContent !== text) el("state-text").textContent = text;
-  el("state").title = text;
+  if (el("state").title !== state.text + more) {
+    el("state").title = state.text + more;
+    el("state-text").replaceChildren(state.text, h("span", { class: "more", text: more }));
+  }
   if (state.ready && (wasReady === false || !served) && !refused) await load();
   wasReady = state.ready;
   setTimeout(poll, state.ready && !document.hidden ? POLL_READY_MS : POLL_STARTING_MS);
@@ -134,6 +136,7 @@ function openKey(failure) {
     ? `${failure.message} It is kept in this browser tab only.`
     : "Kept in this browser tab only, and sent to this service with every request.";
   el("key-input").value = key();
+  el("key-forget").disabled = !key();
   el("key-dialog").showModal();
 }
 

@@ -22,8 +22,8 @@ function niceStep(rough) {
   return [1, 2, 2.5, 5, 10].map((m) => m * unit).find((step) => step >= rough * (1 - 1e-9));
 }
 
-/** A bar from zero to `value`. Its text is beside it, so it is hidden from screen readers. */
-export function bar(value, axis, kind = "") {
+/** A bar from zero to `value`, with a line over `interval` where one is given. Its text is beside it, so it is hidden from screen readers. */
+export function bar(value, axis, kind = "", interval = null) {
   const [from, to] = value < 0 ? [axis.at(value), axis.at(0)] : [axis.at(0), axis.at(value)];
   const fill = h("span", { class: "fill" });
   const zero = h("span", { class: "zero" });
@@ -31,7 +31,13 @@ export function bar(value, axis, kind = "") {
   fill.style.setProperty("left", `${from}%`);
   fill.style.setProperty("width", `${to - from}%`);
   zero.style.setProperty("left", `${axis.at(0)}%`);
-  return h("span", { class: `bar ${value < 0 ? "below" : ""} ${kind}`, "aria-hidden": "true" }, fill, zero);
+  let range = null;
+  if (interval) {
+    range = h("span", { class: "range" });
+    range.style.setProperty("left", `${axis.at(interval[0])}%`);
+    range.style.setProperty("width", `${axis.at(interval[1]) - axis.at(interval[0])}%`);
+  }
+  return h("span", { class: `bar ${value < 0 ? "below" : ""} ${kind}`, "aria-hidden": "true" }, fill, range, zero);
 }
 
 /** The labels of an axis. */

@@ -104,12 +104,12 @@ export function chatView(root, { served, go }) {
 function settings(cards) {
   const left = h("select", { id: "chat-left" });
   const right = h("select", { id: "chat-right" });
-  const temperature = h("input", { id: "chat-temperature", type: "number", min: 0, max: 2, step: "any", value: 0.7, inputMode: "decimal", placeholder: "model's" });
-  const maxTokens = h("input", { id: "chat-max-tokens", type: "number", min: 1, step: 1, inputMode: "numeric", placeholder: "what fits" });
-  const seed = h("input", { id: "chat-seed", type: "number", step: 1, min: 0, value: 1, inputMode: "numeric", placeholder: "random" });
+  const temperature = h("input", { id: "chat-temperature", type: "number", min: 0, max: 2, step: "any", value: 0.7, inputMode: "decimal", placeholder: "auto", title: "Empty: the model's own" });
+  const maxTokens = h("input", { id: "chat-max-tokens", type: "number", min: 1, step: 1, inputMode: "numeric", placeholder: "auto", title: "Empty: as many as fit" });
+  const seed = h("input", { id: "chat-seed", type: "number", step: 1, min: 0, value: 1, inputMode: "numeric", placeholder: "none", title: "The same for both models; empty: none" });
   const element = h("form", { class: "settings card", "aria-label": "Models and sampling", onsubmit: (event) => event.preventDefault() },
     field("Left model", left), field("Right model", right),
-    h("div", { class: "numbers" }, field("Temperature", temperature), field("Max tokens", maxTokens), field("Seed, same for both", seed)));
+    h("div", { class: "numbers" }, field("Temperature", temperature), field("Max tokens", maxTokens), field("Seed", seed)));
 
   function models(now) {
     const before = [left.value, right.value];
@@ -168,7 +168,7 @@ function makeTurn({ number, user, prompt, asked, onVote, rewards, go }) {
     for (const pane of panes) if (pane.text()) turn.answers[pane.side] = { text: pane.text() };
     const given = Object.keys(turn.answers);
     if (!given.length) {
-      foot.append(h("p", { class: "hint", text: "No answer, so this turn is left out of the conversation." }));
+      foot.append(h("p", { class: "hint", text: "No answer: this turn is left out of the conversation." }));
       return;
     }
     if (given.length === 2) {
@@ -193,7 +193,7 @@ function makePane(side, model) {
   const text = document.createTextNode("");
   const body = h("div", { class: "foreign", dir: "auto" }, text);
   const facts = h("p", { class: "facts", text: "Waiting for the first token" });
-  const tag = h("span", { class: "tag", text: "goes on from here", hidden: true });
+  const tag = h("span", { class: "tag", text: "continues from here", hidden: true });
   const element = h("section", { class: `answer card ${side}`, "data-state": "waiting", "aria-label": `${SIDE_NAME[side]} answer, ${model}` },
     h("header", {}, h("span", { class: "dot", "aria-hidden": "true" }), h("h3", { text: model }), tag), body, facts);
   let outcome = "stopped";

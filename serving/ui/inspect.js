@@ -22,6 +22,7 @@ export function inspectView(root, { served, go }) {
   const side = h("div", { class: "detail" });
   let offset = 0;
   let arms = [];
+  let usual = null;
   let shownRow = "";
   let latest = 0;
   let started = null;
@@ -32,6 +33,7 @@ export function inspectView(root, { served, go }) {
       const { value } = await call("/ui/data/run");
       if (!value.run) return root.replaceChildren(emptyBox("No run to inspect", value.why));
       arms = value.run.arms;
+      usual = arms.find((each) => each.name === value.run.served_arm) ?? arms[0];
     } catch (error) {
       started = null;
       return root.replaceChildren(errorBox(error, () => view.show(current())));
@@ -87,12 +89,19 @@ export function inspectView(root, { served, go }) {
     try {
       const { value } = await call(`/ui/data/row?${asked}`);
       if (shownRow !== promptId) return;
-      side.replaceChildren(...detail(value, served.reward.length ? go : null));
+      side.replaceChildren(...detail(value, served.reward.length ? go : null, back));
       say(`${value.prompt_id}: ${plural(value.candidates.length, "answer")}`);
       if (matchMedia("(max-width: 899px)").matches) side.scrollIntoView({ block: "start" });
     } catch (error) {
       if (shownRow === promptId) side.replaceChildren(errorBox(error, () => open(name, promptId)));
     }
+  }
+
+  /** On small screens the rows are above the answers. */
+  function back() {
+    const link = list.querySelector("[aria-current]") ?? list.querySelector("a");
+    link?.scrollIntoView({ block: "center" });
+    link?.focus({ preventScroll: true });
   }
 
   function mark() {
@@ -116,7 +125,7 @@ export function inspectView(root, { served, go }) {
       started ??= start();
       await started;
       if (!arms.length) return;
-      const known = arms.some((each) => each.name === name) ? name : arms[0].name;
+      const known = arms.some((each) => each.name === name) ? name : usual.name;
       const changed = arm.value !== known;
       arm.value = known;
       if (first || changed) await again();
@@ -140,7 +149,7 @@ function rowLink(arm, row) {
 
 const useOf = (role) => (role === "responses" ? "compared" : role.endsWith("rejected") ? "rejected" : "chosen");
 
-function detail(value, go) {
+function detail(value, go, back) {
   const axis = scale(value.candidates.map((each) => each.score));
   const prompt = value.messages.at(-1)?.content ?? "";
   const scoreThem = go && value.candidates.length ? h("button", {
@@ -149,6 +158,7 @@ function detail(value, go) {
   }) : null;
   return [
     h("div", { class: "card" },
+      h("button", { type: "button", class: "quiet back", text: "Back to the rows", onclick: back }),
       h("div", { class: "row-head" }, h("h3", { text: value.prompt_id }), value.domain ? h("span", { class: "badge", text: value.domain }) : null,
         h("span", { class: `badge ${value.outcome === "row" ? "good" : "warn"}`, text: { row: "row", dropped: `dropped: ${value.reason}`, not_asked: "not asked" }[value.outcome] })),
       ...value.messages.map((message) => h("div", { class: `turn-line ${message.role}` }, h("span", { class: "who", text: message.role }), foreign(message.content))),
@@ -159,26 +169,38 @@ function detail(value, go) {
         value.weight !== null && value.weight !== 1 ? h("span", { text: `weight ${short(value.weight)}` }) : "",
         h("span", { text: plural(value.candidates.length, "answer") })),
       scoreThem),
-    value.candidates.length ? h("div", { class: "axis-line" }, axisRow(axis)) : emptyBox("No answers", "The scored answers to this prompt are not in the store."),
-    h("ol", { class: "candidates" }, ...value.candidates.map((each) => candidate(each, axis))),
+    ...groups(value.candidates, axis),
     ...lost(value.lost),
   ];
 }
 
+function groups(candidates, axis) {
+  if (!candidates.length) return [emptyBox("No answers", "The scored answers to this prompt are not in the store.")];
+  const used = candidates.filter((each) => each.use !== "unused");
+  const unused = candidates.filter((each) => each.use === "unused");
+  const group = (title, some) => some.length ? [
+    h("div", { class: "group-head" }, h("h3", { text: title }), axisRow(axis)),
+    h("ol", { class: "candidates" }, ...some.map((each) => candidate(each, axis))),
+  ] : [];
+  return [...group("In the row", used), ...group(`Not used, ${plural(unused.length, "answer")}`, unused)];
+}
+
 function candidate(each, axis) {
   return h("li", { class: `card candidate ${each.use}` },
-    h("div", { class: "score-head" },
-      each.role ? h("span", { class: `badge ${each.use === "rejected" ? "bad" : each.use === "chosen" ? "good" : ""}`, text: ROLE[each.role] ?? each.role }) : null,
-      h("span", { class: "name", text: each.model }),
-      h("span", { class: "hint", text: `sample ${each.sample}` }),
-      each.verdict ? h("span", { class: `badge ${{ right: "good", wrong: "bad" }[each.verdict] ?? "warn"}`, text: each.verdict }) : null,
-      each.finish_reason === "length" ? h("span", { class: "badge warn", text: "cut at the limit" }) : null,
-      each.truncated ? h("span", { class: "badge warn", text: "scored truncated" }) : null,
-      h("strong", { class: "value", text: short(each.score, 4) })),
-    bar(each.score, axis, { chosen: "good", rejected: "bad", unused: "plain" }[each.use] ?? ""),
-    foreign(each.text || "(empty)"),
-    h("p", { class: "why", text: each.why }),
-    Object.keys(each.objectives).length ? h("details", {}, h("summary", { text: "Parts of the reward" }), objectives(each.objectives)) : null);
+    h("div", { class: "said" },
+      h("div", { class: "score-head" },
+        each.role ? h("span", { class: `badge ${{ rejected: "bad", chosen: "good" }[each.use] ?? ""}`, text: ROLE[each.role] ?? each.role }) : null,
+        h("span", { class: "name", text: each.model }),
+        h("span", { class: "hint", text: `sample ${each.sample}` }),
+        each.verdict ? h("span", { class: `badge ${{ right: "good", wrong: "bad" }[each.verdict] ?? "warn"}`, text: each.verdict }) : null,
+        each.finish_reason === "length" ? h("span", { class: "badge warn", text: "cut at the limit" }) : null,
+        each.truncated ? h("span", { class: "badge warn", text: "scored truncated" }) : null),
+      foreign(each.text || "(empty)"),
+      h("p", { class: "why", text: each.why })),
+    h("div", { class: "reward" },
+      h("strong", { class: "value", text: short(each.score, 4) }),
+      bar(each.score, axis, { chosen: "good", rejected: "bad", unused: "plain" }[each.use] ?? ""),
+      Object.keys(each.objectives).length ? h("details", {}, h("summary", { text: "Parts" }), objectives(each.objectives)) : null));
 }
 
 function lost(rows) {

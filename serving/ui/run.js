@@ -3,7 +3,7 @@
 import { call } from "./api.js";
 import { axisRow, bar, scale } from "./bars.js";
 import { emptyBox, errorBox, h, loadingBox } from "./dom.js";
-import { count, percent, plural, seconds, short, when } from "./format.js";
+import { count, percent, plural, seconds, when } from "./format.js";
 
 const AGAIN_MS = 5000;
 const KINDS = {
@@ -25,9 +25,9 @@ export function runView(root) {
     } catch (error) {
       return root.replaceChildren(errorBox(error, load));
     }
-    const opened = new Set([...root.querySelectorAll("details[open]")].map((each) => each.dataset.kind));
+    const before = new Map([...root.querySelectorAll("details")].map((each) => [each.dataset.kind, each.open]));
     root.replaceChildren(...parts(run, load));
-    for (const each of root.querySelectorAll("details")) if (opened.has(each.dataset.kind)) each.open = true;
+    for (const each of root.querySelectorAll("details")) each.open = before.get(each.dataset.kind) ?? each.open;
     if (run.stages.some((stage) => stage.status === "begun")) {
       timer = setTimeout(() => { if (!root.hidden && !document.hidden) load(); }, AGAIN_MS);
     }
@@ -64,32 +64,36 @@ const refusedOf = (stage) => Object.values(stage.quarantined).reduce((all, n) =>
 function results(run) {
   const scored = run.results.filter((model) => model.reward);
   if (!scored.length) return [];
-  const axis = scale(scored.map((model) => model.reward.mean));
+  const axis = scale(scored.flatMap((model) => [model.reward.low, model.reward.high]));
   const best = Math.max(...scored.map((model) => model.reward.mean));
+  const exact = scored.some((model) => model.exact);
   return [
     h("h3", { class: "section", text: `Reward on ${run.benchmark ?? "held-out prompts"}` }),
-    h("p", { class: "hint", text: "Mean reward of each model with its confidence interval, and the share of exact answers where the scorer tells." }),
+    h("p", { class: "hint", text: `Mean reward of each model with its confidence interval${exact ? ", and its share of exact answers" : ""}.` }),
     h("div", { class: "card chart" },
       h("div", { class: "axis-line" }, axisRow(axis)),
       h("ul", { class: "models" }, ...scored.map((model) => {
         const { mean, low, high } = model.reward;
         const served = model.name === run.served_arm;
         return h("li", {},
-          h("span", { class: "name", text: model.name }, served ? h("span", { class: "badge", text: "served" }) : null),
-          bar(mean, axis, mean === best ? "good" : served ? "" : "plain"),
-          h("span", { class: "value", text: short(mean) }),
-          h("span", { class: "hint", text: `${short(low)} to ${short(high)}${model.exact ? `, ${percent(model.exact.mean)} exact` : ""}` }));
+          h("span", { class: "name", text: model.name },
+            served ? h("span", { class: "badge", text: "served" }) : null, mean === best ? h("span", { class: "badge good", text: "best" }) : null),
+          bar(mean, axis, mean === best ? "good" : served ? "" : "plain", [low, high]),
+          h("span", { class: "value", text: mean.toFixed(3).replace("-", "−") }),
+          h("span", { class: "hint", text: `${low.toFixed(3)} to ${high.toFixed(3)}`.replaceAll("-", "−") }),
+          h("span", { class: "hint exact", text: model.exact ? `${percent(model.exact.mean)} exact` : "" }));
       }))),
   ];
 }
 
 function stages(all) {
   const longest = Math.max(1e-9, ...all.map((stage) => stage.seconds ?? 0));
+  const narrow = matchMedia("(max-width: 560px)").matches;
   const kinds = [...new Set(all.map((stage) => stage.kind))];
   return kinds.map((kind) => {
     const mine = all.filter((stage) => stage.kind === kind);
     const bad = mine.some((stage) => stage.status === "damaged" || stage.status === "missing" || refusedOf(stage));
-    return h("details", { class: "card stage-group", open: mine.length < 6 || bad, "data-kind": kind },
+    return h("details", { class: "card stage-group", open: bad || (mine.length < 6 && !narrow), "data-kind": kind },
       h("summary", {}, h("span", { class: "name", text: KINDS[kind] ?? kind }), h("span", { class: "hint", text: groupFacts(mine) })),
       h("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": `Stages: ${KINDS[kind] ?? kind}` }, table(mine, longest)));
   });
