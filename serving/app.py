@@ -5,6 +5,7 @@ idea: every answer that is not 2xx goes through `ApiError`, whatever went wrong 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,6 +18,7 @@ from serving.config import Idempotency, Limits
 from serving.edge import HEADER_BYTES, Edge, Observers
 from serving.errors import ApiError
 from serving.idempotency import Answers, Replay
+from serving.page import add_page
 
 BACKSTOP_S = 5.0
 """Past the longest deadline, when a request is ended whatever it waits for: a client that reads too slowly."""
@@ -33,6 +35,7 @@ def build_app(
     observers: Observers | None = None,
     header_bytes: int = HEADER_BYTES,
     idempotency: Idempotency | None = None,
+    run: Path | None = None,
 ) -> FastAPI:
     """Return the app over these backends, by model name.
 
@@ -46,6 +49,7 @@ def build_app(
         observers: keys, metrics and access log; without, everybody may ask and numbers stay in memory.
         header_bytes: most bytes of request line and headers.
         idempotency: how long answers are kept for requests that are sent again.
+        run: folder with the results of the run that the page shows.
     """
     shown_at = "/openapi.json" if documented else None
     app = FastAPI(title="fuseline", docs_url=None, redoc_url=None, openapi_url=shown_at)
@@ -56,6 +60,7 @@ def build_app(
     routes.add_models(app, models, not_ready)
     routes.add_chat(app, models, limits)
     routes.add_rewards(app, models, limits)
+    add_page(app, run)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_middleware(

@@ -140,6 +140,7 @@ class Front:
             observers=self._observers(),
             header_bytes=self._config.security.header_bytes,
             idempotency=self._config.idempotency,
+            run=self._config.run,
         )
 
     def _observers(self) -> Observers:

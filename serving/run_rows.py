@@ -1,0 +1,430 @@
+"""The training rows of a run: a page of them, and one prompt with all answers to it and what became of each.
+
+Parts may be large (an answer's token ids are most of its bytes), so only the columns that are shown are read,
+a batch at a time, and a prompt is found by the statistics of its row group before the group is opened.
+Nothing is held between requests.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from fusion.artifact import Artifact
+from fusion.errors import ArtifactError
+from serving.errors import ApiError
+from serving.reasons import DROPS, Answer, Side, Use, use_of, why
+from serving.runs import Arm, Run
+from serving.schemas import RequestModel, ResponseModel
+
+MAX_ROWS = 50
+SNIPPET = 200
+BATCH = 512
+
+_NEVER_READ = frozenset({"token_ids", "tests", "entry_point", "seed", "num_prompt_tokens", "tokenizer"})
+_NOT_LISTED = _NEVER_READ | {"text", "objectives", "reference", "scorer", "verdict", "truncated", "decoding"}
+
+
+class RowsQuery(RequestModel):
+    """`GET /ui/data/rows`."""
+
+    arm: str = Field(min_length=1, max_length=128)
+    offset: int = Field(default=0, ge=0, le=100_000_000)
+    limit: int = Field(default=20, ge=1, le=MAX_ROWS)
+    query: str = Field(default="", max_length=200)
+    """Text that the prompt, its id, its domain or a model's name holds; case does not matter."""
+    show: Literal["all", "rows", "dropped"] = "all"
+
+
+class RowQuery(RequestModel):
+    """`GET /ui/data/row`."""
+
+    arm: str = Field(min_length=1, max_length=128)
+    prompt_id: str = Field(min_length=1, max_length=512)
+
+
+class RoleView(ResponseModel):
+    """An answer in a row, in short."""
+
+    role: str
+    model: str
+    score: float
+
+
+class RowView(ResponseModel):
+    """One prompt of an arm, in short."""
+
+    prompt_id: str
+    domain: str
+    prompt: str
+    """The beginning of the last user turn."""
+    roles: list[RoleView]
+    """Empty for a dropped prompt."""
+    dropped: str | None = None
+    """Reason code of a prompt that gave no row."""
+    detail: str = ""
+
+
+class RowPage(ResponseModel):
+    """Some rows of an arm: those that give a row in the order of the prompts, then the dropped ones."""
+
+    arm: str
+    rule: str
+    offset: int
+    rows: list[RowView]
+    more: bool
+    """Whether there are rows after these."""
+    total: int | None
+    """Rows in all; None where `query` says what is wanted, because the rest has not been looked at."""
+
+
+class MessageView(ResponseModel):
+    """One turn of the prompt."""
+
+    role: str
+    content: str
+
+
+class CandidateView(ResponseModel):
+    """One answer to the prompt."""
+
+    model: str
+    sample: int
+    side: Side
+    decoding: str
+    text: str
+    finish_reason: str
+    score: float
+    scorer: str
+    verdict: str | None
+    objectives: dict[str, float]
+    truncated: bool
+    role: str | None
+    use: Use
+    why: str
+
+
+class LostView(ResponseModel):
+    """An answer that was refused on its way."""
+
+    row_id: str
+    stage: str
+    reason: str
+    detail: str
+
+
+class PromptDetail(ResponseModel):
+    """One prompt with all answers to it."""
+
+    arm: str
+    rule: str
+    prompt_id: str
+    domain: str
+    messages: list[MessageView]
+    reference: str | None
+    outcome: Literal["row", "dropped", "not_asked"]
+    """`not_asked`: the prompt is on the other side of the split."""
+    reason: str | None
+    words: str
+    """What became of the prompt, in words."""
+    weight: float | None
+    margin: float | None
+    """Reward of the chosen minus that of the rejected answer, of the own pair where there is one."""
+    candidates: list[CandidateView]
+    """In the order of the row's roles, then what the row does not hold; each by reward."""
+    lost: list[LostView]
+
+
+def list_rows(run: Run, asked: RowsQuery) -> RowPage:
+    """Return one page of rows.
+
+    Raises:
+        ApiError: no such arm.
+        ArtifactError: a part cannot be read.
+    """
+    arm = _arm(run, asked.arm)
+    manifest = arm.selection.manifest
+    counts = {"rows": manifest.rows_out, "dropped": manifest.num_quarantined}
+    counts["all"] = counts["rows"] + counts["dropped"]
+    # Without a query the place of a row is known from the manifest, and the rows before it are not read.
+    skipped = min(asked.offset, counts["rows"]) if not asked.query and asked.show != "dropped" else 0
+    entries: Iterator[RowView] = iter(())
+    if asked.show != "dropped":
+        entries = _rows(arm.selection, skip=skipped)
+    if asked.show != "rows":
+        entries = itertools.chain(entries, _dropped(run, arm))
+    wanted = asked.query.casefold()
+    matching = (entry for entry in entries if not wanted or wanted in _searchable(entry))
+    start = asked.offset - skipped
+    taken = list(itertools.islice(matching, start, start + asked.limit + 1))
+    return RowPage(
+        arm=arm.name,
+        rule=arm.rule["type"],
+        offset=asked.offset,
+        rows=taken[: asked.limit],
+        more=len(taken) > asked.limit,
+        total=None if wanted else counts[asked.show],
+    )
+
+
+def detail(run: Run, asked: RowQuery) -> PromptDetail:
+    """Return one prompt with every answer to it, by any source and by the target.
+
+    Raises:
+        ApiError: no such arm, or no such prompt.
+        ArtifactError: a part cannot be read.
+    """
+    arm = _arm(run, asked.arm)
+    prompts_key = arm.selection.manifest.inputs["prompts"].key
+    prompts = run.find("prompts", prompts_key)
+    found = find(prompts, "prompt_id", asked.prompt_id) if prompts else []
+    rows = find(arm.selection, "prompt.prompt_id", asked.prompt_id, never=_NEVER_READ | {"text", "objectives"})
+    if not found and not rows:
+        raise ApiError("not_found", "this run has no such prompt", param="prompt_id")
+    prompt = found[0] if found else rows[0]["prompt"]
+    row = rows[0] if rows else None
+    drop = None if row else next((q for q in _refused(arm.selection) if q["row_id"] == asked.prompt_id), None)
+    roles = _roles(row) if row else {}
+    answers = _answers(run, prompts_key, asked.prompt_id, roles)
+    if len({(a.plain["response"]["model"], a.plain["response"]["sample"]) for a in answers} & roles.keys()) < len(
+        roles
+    ):
+        answers += _held(arm.selection, asked.prompt_id, answers)
+    reason = drop["reason"] if drop else None
+    return PromptDetail(
+        arm=arm.name,
+        rule=arm.rule["type"],
+        prompt_id=prompt["prompt_id"],
+        domain=prompt["domain"],
+        messages=[MessageView(**message) for message in prompt["messages"]],
+        reference=prompt["reference"],
+        outcome="row" if row else "dropped" if drop else "not_asked",
+        reason=reason,
+        words=_words(arm, drop, has_row=row is not None),
+        weight=row["weight"] if row else None,
+        margin=_margin(row) if row else None,
+        candidates=_candidates(answers, (role for role, _ in roles.values()), arm.rule, dropped=row is None),
+        lost=_lost(run, prompts_key, asked.prompt_id),
+    )
+
+
+def _arm(run: Run, name: str) -> Arm:
+    arms = run.arms()
+    for arm in arms:
+        if arm.name == name:
+            return arm
+    offered = ", ".join(arm.name for arm in arms) or "none"
+    raise ApiError("not_found", f"this run has no rows of arm {name!r}; there is: {offered}", param="arm")
+
+
+# ---- a page -----------------------------------------------------------------------------------
+
+
+def _rows(selection: Artifact, *, skip: int) -> Iterator[RowView]:
+    for record in selection.manifest.files:
+        if record.rows is None:
+            continue
+        if skip >= record.rows:
+            skip -= record.rows
+            continue
+        for plain in _read(selection.path / record.name, never=_NOT_LISTED):
+            if skip:
+                skip -= 1
+                continue
+            roles = [RoleView(role=role, model=m, score=s) for (m, _), (role, s) in _roles(plain).items()]
+            yield RowView(**_short(plain["prompt"]), roles=roles)
+
+
+def _dropped(run: Run, arm: Arm) -> Iterator[RowView]:
+    """Yield the prompts that gave no row, in the order of the prompts where those are still there."""
+    refused = {q["row_id"]: q for q in _refused(arm.selection)}
+    prompts = run.find("prompts", arm.selection.manifest.inputs["prompts"].key) if refused else None
+    for record in prompts.manifest.files if prompts else ():
+        for plain in _read(prompts.path / record.name, never=_NOT_LISTED) if prompts and record.rows else ():
+            if (q := refused.pop(plain["prompt_id"], None)) is not None:
+                yield RowView(**_short(plain), roles=[], dropped=q["reason"], detail=q["detail"])
+    for row_id, q in refused.items():
+        yield RowView(prompt_id=row_id, domain="", prompt="", roles=[], dropped=q["reason"], detail=q["detail"])
+
+
+def _short(prompt: dict[str, Any]) -> dict[str, str]:
+    text = prompt["messages"][-1]["content"] if prompt["messages"] else ""
+    shown = text if len(text) <= SNIPPET else f"{text[: SNIPPET - 1]}…"
+    return {"prompt_id": prompt["prompt_id"], "domain": prompt["domain"], "prompt": shown}
+
+
+def _searchable(entry: RowView) -> str:
+    models = " ".join(role.model for role in entry.roles)
+    return f"{entry.prompt_id}\n{entry.domain}\n{entry.prompt}\n{models}\n{entry.dropped or ''}".casefold()
+
+
+def _roles(row: dict[str, Any]) -> dict[tuple[str, int], tuple[str, float]]:
+    """Return (model, sample) -> (role, score) of the answers in a row, in the order of the roles."""
+    found = {}
+    for role, held in row.items():
+        if role in ("prompt", "weight"):
+            continue
+        for scored in held if isinstance(held, list) else [held]:
+            found[scored["response"]["model"], scored["response"]["sample"]] = (role, scored["score"])
+    return found
+
+
+# ---- one prompt -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    plain: dict[str, Any]
+    answer: Answer
+
+
+def _answers(
+    run: Run, prompts_key: str, prompt_id: str, roles: dict[tuple[str, int], tuple[str, float]]
+) -> list[_Found]:
+    sources = run.source_names()
+    found = []
+    for folder, artifact in run.scored(prompts_key):
+        side: Side = "source" if folder.slug in sources else "own"
+        for plain in find(artifact, "response.prompt_id", prompt_id):
+            response = plain["response"]
+            role, _ = roles.get((response["model"], response["sample"]), (None, 0.0))
+            answer = Answer(response["model"], side, plain["score"], response["finish_reason"], role)
+            found.append(_Found(plain, answer))
+    return found
+
+
+def _held(selection: Artifact, prompt_id: str, found: list[_Found]) -> list[_Found]:
+    """Return the answers that the row itself holds and whose scored artifact is gone."""
+    known = {(each.answer.model, each.plain["response"]["sample"]) for each in found}
+    row = find(selection, "prompt.prompt_id", prompt_id)[0]
+    more = []
+    for role, held in row.items():
+        for plain in (held if isinstance(held, list) else [held]) if role not in ("prompt", "weight") else ():
+            response = plain["response"]
+            if (response["model"], response["sample"]) not in known:
+                own = role.startswith("target_") or (role == "rejected" and "target_chosen" in row)
+                side: Side = "own" if own else "source"
+                answer = Answer(response["model"], side, plain["score"], response["finish_reason"], role)
+                more.append(_Found(plain, answer))
+    return more
+
+
+def _candidates(
+    found: list[_Found], roles: Iterable[str], rule: dict[str, Any], *, dropped: bool
+) -> list[CandidateView]:
+    answers = [each.answer for each in found]
+    in_row = [*dict.fromkeys(roles), None]
+    views = []
+    for each in found:
+        response, answer = each.plain["response"], each.answer
+        views.append(
+            CandidateView(
+                model=answer.model,
+                sample=response["sample"],
+                side=answer.side,
+                decoding=response["decoding"],
+                text=response["text"],
+                finish_reason=answer.finish_reason,
+                score=answer.score,
+                scorer=each.plain["scorer"],
+                verdict=each.plain["verdict"],
+                objectives=dict(each.plain["objectives"]),
+                truncated=each.plain["truncated"],
+                role=answer.role,
+                use=use_of(answer.role),
+                why=why(answer, answers, rule, dropped=dropped),
+            )
+        )
+    return sorted(views, key=lambda view: (in_row.index(view.role), -view.score, view.model, view.sample))
+
+
+def _words(arm: Arm, drop: dict[str, str] | None, *, has_row: bool) -> str:
+    if has_row:
+        return f"A row of {arm.name}, made by rule {arm.rule['type']}."
+    if drop is None:
+        return f"Not asked: the prompt is not on the side of the split that {arm.name} trains on."
+    detail = f" ({drop['detail']})" if drop["detail"] else ""
+    return f"No row: {DROPS.get(drop['reason'], drop['reason'])}{detail}."
+
+
+def _margin(row: dict[str, Any]) -> float | None:
+    chosen = row.get("target_chosen") or row.get("chosen")
+    rejected = row.get("rejected")
+    return chosen["score"] - rejected["score"] if chosen and rejected else None
+
+
+def _lost(run: Run, prompts_key: str, prompt_id: str) -> list[LostView]:
+    """Return the answers to a prompt that generation or scoring refused."""
+    found = []
+    for folder, scored in run.scored(prompts_key):
+        made = run.find("generate", scored.manifest.inputs["responses"].key)
+        for stage, artifact in ((f"generate/{folder.slug}", made), (f"score/{folder.slug}", scored)):
+            for q in _refused(artifact) if artifact else ():
+                if q["row_id"] == prompt_id or q["row_id"].startswith(f"{prompt_id}/"):
+                    found.append(LostView(row_id=q["row_id"], stage=stage, reason=q["reason"], detail=q["detail"]))
+    return found
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+def find(artifact: Artifact, leaf: str, value: str, *, never: frozenset[str] = _NEVER_READ) -> list[dict[str, Any]]:
+    """Return the rows whose column `leaf` (dotted) is `value`, without the columns of `never`.
+
+    The rows of one prompt stand together, so reading ends behind them.
+    """
+    found: list[dict[str, Any]] = []
+    for record in artifact.manifest.files:
+        if record.rows is None:
+            continue
+        with _opened(artifact.path / record.name) as file:
+            place = next(i for i in range(file.metadata.num_columns) if file.schema.column(i).path == leaf)
+            for group in range(file.num_row_groups):
+                statistics = file.metadata.row_group(group).column(place).statistics
+                outside = statistics is not None and statistics.has_min_max
+                if outside and not statistics.min <= value <= statistics.max:
+                    continue
+                ids = file.read_row_group(group, columns=[leaf]).column(0)
+                for name in leaf.split(".")[1:]:
+                    ids = pc.struct_field(ids, name)
+                where = np.flatnonzero(pc.equal(ids, value).to_numpy())
+                if len(where):
+                    table = file.read_row_group(group, columns=_leaves(file, never))
+                    found += table.take(pa.array(where)).to_pylist()
+                if found and (not len(where) or where[-1] < len(ids) - 1):
+                    return found
+    return found
+
+
+def _read(path: Path, *, never: frozenset[str]) -> Iterator[dict[str, Any]]:
+    with _opened(path) as file:
+        for batch in file.iter_batches(batch_size=BATCH, columns=_leaves(file, never)):
+            yield from batch.to_pylist()
+
+
+def _leaves(file: pq.ParquetFile, never: frozenset[str]) -> list[str]:
+    paths = [file.schema.column(i).path for i in range(file.metadata.num_columns)]
+    return [path for path in paths if never.isdisjoint(path.split("."))]
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError):
+        raise ArtifactError(f"{path} is not a readable Parquet file; run again with --repair") from None
+
+
+def _refused(artifact: Artifact) -> Iterator[dict[str, str]]:
+    path = artifact.path / "quarantine.jsonl"
+    if artifact.manifest.num_quarantined and path.exists():
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                yield json.loads(line)
