@@ -106,5 +106,3 @@ def _allowed(request: Request) -> list[str]:
     """Return the methods of the path; the router itself names those of the first route that has it."""
     matching = (route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE)
     return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
-
-

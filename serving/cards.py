@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.chat import Chat, ChatConfig
+from fusion.config import fingerprint
 from fusion.errors import ModelError
 from fusion.models import check_folder, folder_digest
 from serving.config import ChatModel, RewardModel
@@ -15,7 +16,7 @@ from serving.schemas import ModelCard
 _CHAT_DETERMINISM = (
     "equal for equal seed, request and load; greedy answers may differ in ties when requests are batched"
 )
-_REWARD_DETERMINISM = "bitwise on CPU: a score does not depend on the other responses of a request"
+_REWARD_DETERMINISM = "not tried yet: the model is loading"
 
 
 def chat_card(name: str, model: ChatModel, *, on_gpu: bool) -> ModelCard:
@@ -68,7 +69,27 @@ def reward_card(name: str, model: RewardModel) -> ModelCard:
         determinism=_REWARD_DETERMINISM,
     )
     canary = "none" if model.canary is None else "pair"
-    return card.model_copy(update={"score_direction": "higher_is_better", "canary": canary})
+    return card.model_copy(
+        update={
+            "score_direction": "higher_is_better",
+            "score_range": model.score_range,
+            "objectives": _objectives(config),
+            "canary": canary,
+            "revision": _reward_revision(card.revision, model),
+        }
+    )
+
+
+def _objectives(config: dict[str, Any]) -> list[str] | None:
+    """Return the names of a model's outputs, where it has several."""
+    names = config.get("id2label") or {}
+    return [str(names[i]) for i in sorted(names, key=int)] if len(names) > 1 else None
+
+
+def _reward_revision(folder: str, model: RewardModel) -> str:
+    """Return the revision of a reward model: another weighing of its outputs gives other scores."""
+    weights = model.settings.objectives
+    return folder if weights is None else fingerprint({"folder": folder, "objectives": weights})[:16]
 
 
 def _card(

@@ -124,23 +124,32 @@ class RewardPlacement(Replicas):
 
     cpus: float = Field(default=0.5, gt=0)
     """Logical CPUs that one copy asks Ray for."""
-    max_batch_requests: int = Field(default=16, ge=1)
-    """Requests that are scored together."""
+    max_batch_requests: int | None = Field(default=None, ge=1)
+    """Requests that are scored together; null is 2 on CPU, where a batch saves nothing and others wait for it, 16 on GPU."""
     gpu_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a GPU that one copy asks Ray for; not used on CPU."""
     batch_wait_s: float = Field(default=0.005, ge=0)
     """How long the first request of a batch waits for others, in seconds."""
-    max_queued_requests: int = Field(default=64, ge=0)
-    """Requests that may wait for a replica; one more is answered 429."""
+    max_queued_requests: int | None = Field(default=None, ge=0)
+    """Requests that may wait for a replica; one more is answered 429. null is as many as one replica takes: who waits
+    longer than twice as long as the model needs is better told to come back."""
 
-    @property
-    def max_ongoing_requests(self) -> int:
-        """Requests in one replica: one batch is scored while the next one gathers."""
-        return 2 * self.max_batch_requests
+    def batch_requests(self, *, on_gpu: bool) -> int:
+        """Return how many requests are scored together."""
+        return self.max_batch_requests or (16 if on_gpu else 2)
+
+    def ongoing_requests(self, *, on_gpu: bool) -> int:
+        """Return how many requests one replica takes: one batch is scored while the next one gathers."""
+        return 2 * self.batch_requests(on_gpu=on_gpu)
+
+    def queued_requests(self, *, on_gpu: bool) -> int:
+        """Return how many requests may wait for a replica."""
+        return self.ongoing_requests(on_gpu=on_gpu) if self.max_queued_requests is None else self.max_queued_requests
 
     @model_validator(mode="after")
     def _scales(self) -> Self:
-        self.check_target(self.max_ongoing_requests, "twice max_batch_requests")
+        most = self.ongoing_requests(on_gpu=self.max_batch_requests is None)
+        self.check_target(most, "twice max_batch_requests")
         return self
 
 
@@ -171,6 +180,8 @@ class RewardModel(Placement):
     canary: Canary | None = None
     """A known pair that it must score in the right order before it serves, and from time to time. None asks only for
     a finite score."""
+    score_range: tuple[float, float] | None = None
+    """Lowest and highest score that were seen when the model was made; told to clients."""
     placement: RewardPlacement = RewardPlacement()
 
 

@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi import Request
@@ -28,6 +29,15 @@ def seconds(request: Request, limit_s: float) -> float:
     return limit_s
 
 
+_ENDS_AT: ContextVar[float] = ContextVar("ends_at", default=math.inf)
+"""On the event loop's clock, of the innermost block."""
+
+
+def remaining_s() -> float:
+    """Return the seconds until the deadline of the block that this is called in; infinite outside of any."""
+    return _ENDS_AT.get() - asyncio.get_running_loop().time()
+
+
 class within:
     """Turn a timeout of the block into `deadline_exceeded`."""
 
@@ -36,9 +46,11 @@ class within:
         self._timeout = asyncio.timeout(limit_s)
 
     async def __aenter__(self) -> None:
+        self._outer = _ENDS_AT.set(min(_ENDS_AT.get(), asyncio.get_running_loop().time() + self._limit_s))
         await self._timeout.__aenter__()
 
     async def __aexit__(self, *error: Any) -> None:
+        _ENDS_AT.reset(self._outer)
         try:
             await self._timeout.__aexit__(*error)
         except TimeoutError:

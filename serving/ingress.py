@@ -7,28 +7,23 @@ every failure of a handle becomes an `ApiError`.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
 from ray.serve.deployment import Application
-from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from fusion.chat import Chat
-from fusion.errors import InputError, StageError
-from fusion.rows import Message
+from fusion.errors import StageError
 from serving.access import AccessLog
 from serving.app import build_app
 from serving.auth import ApiKey, Guard, load_keys
-from serving.backends import Delta, Generation, Scored
 from serving.cards import chat_card, reward_card
-from serving.config import ChatModel, ServeConfig
+from serving.config import ServeConfig
 from serving.edge import Observers
-from serving.errors import ApiError
+from serving.handles import EngineBackend, ScorerBackend
 from serving.layout import FRONT, STEADY, engine_name, reward_name, scaling
 from serving.ray_metrics import RayTelemetry
 from serving.readiness import Readiness, probes
@@ -36,72 +31,6 @@ from serving.schemas import ModelCard
 from serving.telemetry import InMemory
 
 logger = logging.getLogger(__name__)
-
-
-class EngineBackend:
-    """A chat model behind a handle. Implements `ChatBackend`."""
-
-    def __init__(self, card: ModelCard, model: ChatModel, handle: DeploymentHandle) -> None:
-        self.card = card
-        self._folder = model.folder
-        self._chat = Chat.load(model.folder, model.chat)
-        # Any: its type does not know that a streaming handle gives a generator.
-        self._handle: Any = handle.options(stream=True)
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        return self._chat.stop_ids
-
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        try:
-            return list(self._chat.encode_prompt(messages))
-        except InputError as error:
-            # Clients need not know where the model lies on the server.
-            raise ValueError(str(error).replace(str(self._folder), self.card.id)) from None
-
-    def token_text(self, token_id: int) -> str:
-        return str(self._chat.tokenizer.decode([token_id], skip_special_tokens=False))
-
-    async def generate(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
-        stream = self._handle.generate.remote(generation)
-        try:
-            async for deltas in stream:
-                yield deltas
-        except Exception as error:
-            raise _api_error(error, self.card.id) from error
-        finally:
-            # Closing the HTTP stream ends here; without this the engine would go on to the last token.
-            stream.cancel()
-
-
-class ScorerBackend:
-    """A reward model behind a handle. Implements `RewardBackend`."""
-
-    def __init__(self, card: ModelCard, handle: DeploymentHandle) -> None:
-        self.card = card
-        self._handle = handle
-
-    async def score(
-        self, conversations: Sequence[tuple[Message, ...]], *, truncation: Literal["error", "left", "right"]
-    ) -> list[Scored]:
-        try:
-            return await self._handle.score.remote(list(conversations), truncation)
-        except Exception as error:
-            raise _api_error(error, self.card.id) from error
-
-
-def _api_error(error: Exception, model: str) -> ApiError:
-    """Return what a failed call of a handle means for the client."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, ApiError):
-        return ApiError(cause.code, cause.message, param=cause.param)
-    if isinstance(cause, BackPressureError):
-        return ApiError("overloaded", f"{model} has too many waiting requests; try again")
-    if isinstance(cause, RayServeException | RayError):
-        logger.error("%s is not available: %s", model, type(cause).__name__)
-        return ApiError("backend_unavailable", f"{model} is not available at this moment; try again")
-    logger.exception("%s failed", model, exc_info=error)
-    return ApiError("internal_error", f"{model} failed on the server")
 
 
 @serve.ingress()

@@ -48,7 +48,7 @@ class RewardServer:
         self._folder = folder
         self._reward = settings.load(folder, device=device)
         gathered: Any = self._gathered  # serve.batch puts its setters on the function
-        gathered.set_max_batch_size(placement.max_batch_requests)
+        gathered.set_max_batch_size(placement.batch_requests(on_gpu=device == "cuda"))
         gathered.set_batch_wait_timeout_s(placement.batch_wait_s)
 
     async def determinism(self) -> str:
@@ -57,7 +57,7 @@ class RewardServer:
             return "bitwise: a score does not depend on the other responses of a request, on order, batch or replica"
         return f"a score moves by up to about {self._reward.tolerance:.1g} with what else is scored with it (tried at load)"
 
-    async def score(self, conversations: Conversations, truncation: Truncation, within_s: float = 30.0) -> list[Scored]:
+    async def score(self, conversations: Conversations, truncation: Truncation, within_s: float) -> list[Scored]:
         """Return one result per conversation, in order; those not begun `within_s` seconds are `deadline_exceeded`."""
         return await self._gathered(_Asked(conversations, truncation, time.monotonic() + within_s))
 
@@ -125,7 +125,7 @@ def reward_deployment(card: ModelCard, model: RewardModel, *, name: str, on_gpu:
         **STEADY,
         **scaling(placement),
         name=name,
-        max_ongoing_requests=placement.max_ongoing_requests,
-        max_queued_requests=placement.max_queued_requests,
+        max_ongoing_requests=placement.ongoing_requests(on_gpu=on_gpu),
+        max_queued_requests=placement.queued_requests(on_gpu=on_gpu),
         ray_actor_options={"num_cpus": placement.cpus, "runtime_env": {"env_vars": environment}, **resources},
     ).bind(card.id, model.folder, model.settings, placement, device="cuda" if on_gpu else "cpu")
