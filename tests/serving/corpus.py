@@ -1,7 +1,7 @@
 """Raw HTTP requests that go wrong in known ways, each with the status and code that must come back.
 
 Web frameworks answer many of these with a 500, a hang, or as if nothing were wrong. A case is bytes for a socket; the
-names of the models are placeholders, so the same corpus can be asked of any service (`test_corpus.py` has the runner).
+names of the models are placeholders, so the same corpus can be asked of any service (`corpus_check.py` has the runner).
 Limits are the service's defaults: chat bodies of 1 MiB, scoring bodies of 4 MiB, 64 responses, 4096 tokens.
 """
 
