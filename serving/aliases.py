@@ -143,7 +143,7 @@ class RerankRequest(RequestModel):
     """The prompt."""
     documents: list[str | RerankText] = Field(min_length=1)
     """The responses to rank."""
-    top_n: int | None = Field(default=None, ge=0)
+    top_n: int | None = Field(default=None, ge=0, le=2**31 - 1)
     """How many of the best to return; null and 0 return all."""
     return_documents: bool | None = None
     """Return each document with its score."""

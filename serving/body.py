@@ -74,7 +74,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 def _first_error(error: ValidationError, value: Any) -> ApiError:
     problems = error.errors(include_url=False, include_input=False)
-    paths = [field_path(problem["loc"], value, missing=problem["type"] == "missing") for problem in problems]
+    paths = [field_path(_place(problem["loc"], value, missing=problem["type"] == "missing")) for problem in problems]
     # An unknown field is usually the cause of the others. Of a field with several types each has its own problem;
     # the one deepest inside comes from the type that was meant.
     unknown = [i for i, problem in enumerate(problems) if problem["type"] == "extra_forbidden"]
@@ -92,18 +92,26 @@ def _first_error(error: ValidationError, value: Any) -> ApiError:
     return ApiError(code, f"{param}: {message}" if param else message, param=param or None)
 
 
-def field_path(loc: tuple[int | str, ...], value: Any, *, missing: bool = False) -> str:
-    """Return where in `value` a pydantic location is, as people write it: `input[1].messages[0].role`.
+def _place(loc: tuple[int | str, ...], value: Any, *, missing: bool) -> tuple[int | str, ...]:
+    """Return the parts of a pydantic location that are places in `value`.
 
-    Where a field may have several types, pydantic adds the type it tried, which is no place in the body. `missing`
-    says that the last part is the name of a field that is not there. Cut at 128 characters.
+    Where a field may have several types, pydantic adds the type that it tried, which is no place. `missing` says
+    that the last part is the name of a field that is not there.
     """
-    text = ""
-    for place, part in enumerate(loc):
+    parts: list[int | str] = []
+    for number, part in enumerate(loc):
         if isinstance(part, int):
-            text += f"[{part}]"
+            parts.append(part)
             value = value[part] if isinstance(value, list) and part < len(value) else None
-        elif isinstance(value, dict) and (part in value or (missing and place == len(loc) - 1)):
-            text += f".{part}" if text else part
+        elif isinstance(value, dict) and (part in value or (missing and number == len(loc) - 1)):
+            parts.append(part)
             value = value.get(part)
+    return tuple(parts)
+
+
+def field_path(loc: tuple[int | str, ...]) -> str:
+    """Return a pydantic location as people write it: `input[1].messages[0].role`, cut at 128 characters."""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text[:128]

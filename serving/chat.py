@@ -39,20 +39,20 @@ def prepare(request: ChatCompletionRequest, backend: ChatBackend, *, limits: Lim
     Raises:
         ApiError: the conversation cannot be rendered, or prompt and answer do not fit the model.
     """
+    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    if asked is not None and asked > limits.max_tokens:
+        raise ApiError(
+            "invalid_request", f"max_tokens is {asked}; this service allows {limits.max_tokens}", param="max_tokens"
+        )
     _check_roles(request.messages)
     prompt_ids = encode(backend, request.messages)
     room = backend.card.max_tokens - len(prompt_ids)
-    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
     if room < 1 or (asked is not None and asked > room):
         raise ApiError(
             "context_length_exceeded",
             f"the prompt has {len(prompt_ids)} tokens and {asked or 1} are asked for; "
             f"{request.model} has room for {backend.card.max_tokens}",
             param="messages",
-        )
-    if asked is not None and asked > limits.max_tokens:
-        raise ApiError(
-            "invalid_request", f"max_tokens is {asked}; this service allows {limits.max_tokens}", param="max_tokens"
         )
     return Generation(
         request_id=f"chatcmpl-{uuid.uuid4().hex}",

@@ -132,9 +132,9 @@ class ChatCompletionRequest(RequestModel):
     model: ModelName
     messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
     """The conversation; the last turn is the user's, or the assistant's where a reward model scores it."""
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """Longest answer in tokens."""
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """The newer name of `max_tokens`."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """0 is greedy; the default is the model's own, else 1."""

@@ -8,10 +8,11 @@ import json
 import pickle
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from fusion.errors import ModelError
-from scripted_service import LIMITS, USER, ScriptedChat, client, refused
+from scripted_service import LIMITS, USER, ScriptedChat, ScriptedReward, client, refused
 from serving.app import build_app
 from serving.body import parse_json
 from serving.config import ServeConfig
@@ -286,6 +287,58 @@ def test_routes_and_ids():
     ]
 
 
+def test_one_model():
+    asked = client()
+    assert asked.get("/v1/models/rm").json() == asked.get("/v1/models").json()["data"][1]
+    assert asked.get("/v1/models/chat").json()["objectives"] is None
+    refused(asked.get("/v1/models/none"), 404, "model_not_found", "model")
+    refused(asked.get("/v1/models/"), 404, "not_found")
+    refused(asked.get("/v1/models/a/b"), 404, "not_found")
+
+
+def test_head_is_get_without_a_body_and_every_405_names_what_is_allowed():
+    asked = client()
+    for path in ("/healthz", "/readyz", "/v1/models", "/v1/models/chat"):
+        assert asked.head(path).status_code == 200
+        for method in ("OPTIONS", "PUT", "POST", "TRACE"):
+            answer = asked.request(method, path)
+            refused(answer, 405, "method_not_allowed")
+            assert answer.headers["allow"] == "GET, HEAD"
+    for path in ("/v1/rewards", "/v1/score", "/v1/rerank", "/v2/rerank", "/v1/chat/completions"):
+        for method in ("OPTIONS", "GET", "DELETE"):
+            answer = asked.request(method, path)
+            refused(answer, 405, "method_not_allowed")
+            assert answer.headers["allow"] == "POST"
+    refused(asked.options("/v1/nothing"), 404, "not_found")
+
+
+def test_a_query_is_refused_where_a_body_is_read():
+    refused(client().post("/v1/chat/completions?stream=true", json=CHAT), 400, "unknown_field", "query")
+    assert client().get("/v1/models?limit=1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"stop": 3}, "stop"),
+        ({"stop": ["a", 3]}, "stop[1]"),
+        ({"messages": [*USER, {"role": "user"}]}, "messages[1].content"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ],
+    ids=repr,
+)
+def test_the_param_of_an_error_is_a_place_in_the_body(change, param):
+    answer = client().post("/v1/chat/completions", json={**CHAT, **change})
+    refused(answer, 400, "invalid_request")
+    assert answer.json()["error"]["param"] == param
+
+
+def test_whole_numbers_may_have_a_point_as_in_json_schemas():
+    assert parse_json(b'[2.0, -1e3, 2.5, 1e300, "2.0"]') == [2, -1000, 2.5, 1e300, "2.0"]
+    assert [type(value) for value in parse_json(b"[2.0, 2.5, 9007199254740992.0]")] == [int, float, float]
+    assert client().post("/v1/chat/completions", json={**CHAT, "n": 1.0}).status_code == 200
+
+
 def test_a_crash_is_an_envelope_without_a_traceback():
     class Crashing(ScriptedChat):
         def encode(self, messages):
@@ -334,3 +387,21 @@ def test_the_openapi_document_shows_the_bodies():
     assert body["required"] == ["model", "input"]
     assert body["additionalProperties"] is False
     assert "$ref" not in json.dumps(body)
+    posts = [operations["post"] for operations in document["paths"].values() if "post" in operations]
+    assert len(posts) == 5
+    for post in posts:
+        assert set(post["responses"]) == {"200", *map(str, (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503))}
+        for status, answer in post["responses"].items():
+            assert answer["headers"]["x-request-id"]["required"]
+            assert ("retry-after" in answer["headers"]) == (status in ("429", "503"))
+    chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert set(chat) == {"application/json", "text/event-stream"}
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_the_openapi_document_can_be_kept_from_sight():
+    chats, rewards = {"chat": ScriptedChat()}, {"rm": ScriptedReward()}
+    app = build_app(chats=chats, rewards=rewards, limits=LIMITS, not_ready=lambda: None, documented=False)
+    asked = TestClient(app, raise_server_exceptions=False)
+    refused(asked.get("/openapi.json"), 404, "not_found")
+    assert asked.get("/v1/models").status_code == 200
