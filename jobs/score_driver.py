@@ -27,9 +27,10 @@ from fusion.runner import Done
 from fusion.stage import Stage, run_stage
 from fusion.stages import score_file as stages
 from fusion.stages.file_scorer import ItemScore
+from fusion.stages.score_columns import Stamp
 from fusion.stages.score_index import index_of
 from fusion.stages.score_input import RowFile, open_rows
-from fusion.stages.score_output import SUMMARY_KIND, Output, Stamp, write_output
+from fusion.stages.score_output import SUMMARY_KIND, Output, write_output
 from jobs.entry import stop_cleanly
 from jobs.progress import Display
 from serving.cards import reward_card

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tiny_models import TEMPLATE, save_reward_model
 
-MAX_LENGTH = 128
+MAX_LENGTH = 160
 UNRENDERABLE = "unrenderable"
 NAN_BYTE = "\x07"
 """A conversation with this letter gets a score of NaN."""

@@ -14,7 +14,7 @@ from fusion.rewards import ClassifierSettings, RewardScore, Truncation
 from fusion.rewards.items import Conversation, Refused, refusal
 from fusion.rows import from_table
 from fusion.stages.chunks import Receipt
-from fusion.stages.score_input import RowFile, Slice
+from fusion.stages.score_input import RowFile, RowReader, Slice
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class FileScoreActor:
 
         torch.set_num_threads(settings.num_threads)
         self._settings = settings
+        self._reader = RowReader(settings.source)
         self._reward = settings.scorer.load(settings.folder, device=settings.device)
         chosen = settings.scorer.truncation
         self._truncation: Truncation = "error" if chosen == "quarantine" else chosen
@@ -100,7 +101,7 @@ class FileScoreActor:
         source = self._settings.source
         repeated = dict(zip(part.repeated, part.first, strict=True))
         found: list[_Asked | Quarantined] = []
-        for row in source.rows(part):
+        for row in self._reader.rows(part):
             try:
                 if row.index in repeated:
                     where = f"{source.place_name} {repeated[row.index]}"

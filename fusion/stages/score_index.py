@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from fusion.artifact import write_json
 from fusion.errors import ArtifactError
 from fusion.rewards.items import Refused
 from fusion.stages.score_input import (
     READ_FIELDS,
+    Cursor,
     Line,
     Row,
     RowFile,
     Slice,
     footer_checksum,
     parquet_rows,
-    parquet_tables,
     read_lines,
 )
 
@@ -34,7 +35,7 @@ INDEX = "slices.json"
 SLICE_BYTES = 8 << 20
 """Size at which a slice of JSON lines ends whatever its number of rows: what an actor holds in memory."""
 MOST_COLUMNS = 1000
-"""Fields of JSON lines whose types are noted, for an output in Parquet."""
+"""Different fields of JSON lines that an output in Parquet may have; the types of one more are noted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +128,10 @@ class _Pass:
             yield _bound(seen - rows, rows, first, size, digests.hexdigest())
 
     def _tables(self) -> Iterator[Slice]:
-        rows = 0
-        for first, table in parquet_tables(self._source.path):
+        rows = pq.read_metadata(self._source.path).num_rows
+        for first, table in Cursor(self._source.path).tables(0, rows):
             for row in parquet_rows(first, table):
                 self._note(row)
-            rows = first + len(table)
         checksum = footer_checksum(self._source.path)
         for start in range(0, rows, self._slice_rows):
             size = min(self._slice_rows, rows - start)
@@ -150,7 +150,7 @@ class _Pass:
 
     def _note_types(self, record: Mapping[str, Any]) -> None:
         for name, value in record.items():
-            if name not in READ_FIELDS and (name in self._columns or len(self._columns) < MOST_COLUMNS):
+            if name not in READ_FIELDS and (name in self._columns or len(self._columns) <= MOST_COLUMNS):
                 self._columns[name] = merged_type(self._columns.get(name, "null"), json_type(value))
 
     def _repeated(self) -> dict[int, int]:

@@ -97,26 +97,36 @@ class RowFile:
             own = None
         return own or f"{self.place_name}-{row.place}"
 
+
+class RowReader:
+    """Reads slices of a file; quickest in their order, because Parquet cannot be entered in the middle of a group."""
+
+    def __init__(self, source: RowFile) -> None:
+        self._path, self._format = source.path, source.format
+        self._read = Cursor(source.path)
+        self._carried = Cursor(source.path, carried=True)
+
     def rows(self, part: Slice) -> Iterator[Row]:
         """Yield the rows of a slice.
 
         Raises:
             InputError: the file is not the one that the slice was made from.
         """
-        if self.format == "parquet":
-            yield from _parquet_slice(self.path, part)
+        if self._format == "jsonl":
+            yield from _jsonl_slice(self._path, part)
             return
-        digests = hashlib.sha256()
-        with self.path.open("rb") as file:
-            file.seek(part.offset)
-            index = part.first_row
-            for line in read_lines(file, offset=part.offset, number=part.line, stop=part.offset + part.size):
-                digests.update(line.digest)
-                if not line.blank:
-                    yield line.row(index)
-                    index += 1
-        if digests.hexdigest()[:16] != part.checksum:
-            raise changed(self.path)
+        if footer_checksum(self._path) != part.checksum:
+            raise changed(self._path)
+        for first, table in self._read.tables(part.first_row, part.rows):
+            yield from parquet_rows(first, table)
+
+    def carried(self, part: Slice) -> pa.Table | None:
+        """Return the user's own columns of a slice of a Parquet file; None for other files and where there are none."""
+        if self._format != "parquet" or set(pq.read_schema(self._path).names) <= set(READ_FIELDS):
+            return None
+        return pa.concat_tables(
+            [table for _, table in self._carried.tables(part.first_row, part.rows)]
+        ).combine_chunks()
 
 
 def changed(path: Path) -> InputError:
@@ -232,6 +242,20 @@ def read_lines(file: BinaryIO, *, offset: int = 0, number: int = 1, stop: int | 
         number += 1
 
 
+def _jsonl_slice(path: Path, part: Slice) -> Iterator[Row]:
+    digests = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(part.offset)
+        index = part.first_row
+        for line in read_lines(file, offset=part.offset, number=part.line, stop=part.offset + part.size):
+            digests.update(line.digest)
+            if not line.blank:
+                yield line.row(index)
+                index += 1
+    if digests.hexdigest()[:16] != part.checksum:
+        raise changed(path)
+
+
 # ---- Parquet ----------------------------------------------------------------------------------
 
 
@@ -243,43 +267,64 @@ def footer_checksum(path: Path) -> str:
         return hashlib.sha256(file.read() + str(size).encode()).hexdigest()[:16]
 
 
-def parquet_tables(
-    path: Path, *, first_row: int = 0, rows: int | None = None, carried: bool = False
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (number of its first row, table) for rows `first_row` on, a few hundred rows at a time.
+class Cursor:
+    """A place in a Parquet file: goes on from where it is, or starts at the row group that is asked for."""
 
-    Args:
-        carried: read the user's own columns, else those that say what to score.
+    def __init__(self, path: Path, *, carried: bool = False) -> None:
+        """Open nothing yet. `carried` reads the user's own columns, else those that say what to score."""
+        self._path, self._own = path, carried
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._ends = np.zeros(0, dtype=np.int64)
+        """Row at which each row group ends."""
+        self._at: int | None = None
+        """Row that the next batch begins with; None before the first and after an error."""
+        self._held: tuple[int, pa.Table] | None = None
+        """The last batch with its first row: the next slice may begin in it."""
 
-    Raises:
-        InputError: a page cannot be read; the file and the row are named.
-    """
-    at = 0
-    try:
-        file = pq.ParquetFile(path)
-        stop = file.metadata.num_rows if rows is None else first_row + rows
-        ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)])
-        skipped = int(np.searchsorted(ends, first_row, side="right"))
-        at = int(ends[skipped - 1]) if skipped else 0
-        groups = list(range(skipped, len(ends)))
-        columns = [name for name in file.schema_arrow.names if (name not in READ_FIELDS) == carried]
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=columns):
-            table = pa.Table.from_batches([batch])
-            before, after = max(0, first_row - at), max(0, at + len(table) - stop)
-            if len(table) - before - after > 0:
-                yield at + before, table.slice(before, len(table) - before - after)
-            at += len(table)
-            if at >= stop:
+    def tables(self, first_row: int, rows: int) -> Iterator[tuple[int, pa.Table]]:
+        """Yield (number of its first row, table) for `rows` rows from `first_row` on, a few hundred at a time.
+
+        Raises:
+            InputError: a page cannot be read; the file and the row are named.
+        """
+        stop = first_row + rows
+        try:
+            self._go_to(first_row)
+            while first_row < stop:
+                start, table = self._held or self._next()
+                if start + len(table) <= first_row:
+                    self._held = None
+                    continue
+                piece = table.slice(first_row - start, stop - first_row)
+                yield first_row, piece
+                first_row += len(piece)
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            self._at = None
+            raise InputError(
+                f"input {self._path} cannot be read from row {first_row} on: {_first_line(error)}"
+            ) from None
+
+    def _go_to(self, row: int) -> None:
+        begun = self._held[0] if self._held is not None else self._at
+        if self._at is not None and begun is not None:
+            group = int(np.searchsorted(self._ends, row, side="right"))
+            behind = int(self._ends[group - 1]) if group else 0
+            if begun <= row and behind <= self._at:
                 return
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"input {path} cannot be read from row {at} on: {_first_line(error)}") from None
+        file = pq.ParquetFile(self._path)
+        self._ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)])
+        skipped = int(np.searchsorted(self._ends, row, side="right"))
+        columns = [name for name in file.schema_arrow.names if (name not in READ_FIELDS) == self._own]
+        groups = list(range(skipped, len(self._ends)))
+        self._batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=columns)
+        self._at, self._held = int(self._ends[skipped - 1]) if skipped else 0, None
 
-
-def _parquet_slice(path: Path, part: Slice) -> Iterator[Row]:
-    if footer_checksum(path) != part.checksum:
-        raise changed(path)
-    for first, table in parquet_tables(path, first_row=part.first_row, rows=part.rows):
-        yield from parquet_rows(first, table)
+    def _next(self) -> tuple[int, pa.Table]:
+        assert self._at is not None
+        table = pa.Table.from_batches([next(self._batches)])
+        self._held = (self._at, table)
+        self._at += len(table)
+        return self._held
 
 
 def parquet_rows(first: int, table: pa.Table) -> Iterator[Row]:

@@ -13,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from bad_rows import BAD_LINES, save_odd_reward_model
+from fusion.errors import InputError
 from fusion.rewards import ClassifierSettings
 from fusion.rows import Message
-from fusion.stages.score_output import SCHEMA, Output, Stamp, write_output
+from fusion.stages.score_columns import SCHEMA, Stamp
+from fusion.stages.score_index import MOST_COLUMNS
+from fusion.stages.score_output import Output, write_output
 from jobs import score
 from scored_file import score_here
 
@@ -83,7 +86,7 @@ def test_json_lines_keep_order_bits_and_the_users_fields(scored, reward, tmp_pat
         },
         {
             "line": 2, "index": 1, "id": "k", "response_index": 2, "reason": "context_length_exceeded",
-            "detail": f"{num_tokens} tokens > 128",
+            "detail": f"{num_tokens} tokens > 160",
         },
         {
             "line": 4, "index": 3, "id": "k", "response_index": None, "reason": "duplicate_id",
@@ -151,6 +154,23 @@ def test_parquet_columns_come_back_as_they_were_and_as_json(tmp_path, model):
     assert lines(Output(tmp_path / "s.jsonl").quarantine)[0]["row"] == 1
 
 
+def test_files_without_columns_of_the_users_and_with_too_many(tmp_path, model):
+    pq.write_table(pa.table({"prompt": ["a"] * 5, "response": ["x"] * 5}), tmp_path / "r.parquet")
+    scored = score_here(tmp_path / "r.parquet", model, tmp_path / "work")
+    write_output(Output(tmp_path / "s.parquet"), *scored, STAMP)
+    write_output(Output(tmp_path / "s.jsonl"), *scored, STAMP)
+    assert pq.read_table(tmp_path / "s.parquet").schema.names == SCHEMA.names
+    assert len(lines(tmp_path / "s.jsonl")) == 5
+    wide = {"prompt": "a", "response": "b", **{f"f{i}": i for i in range(MOST_COLUMNS + 5)}}
+    (tmp_path / "w.jsonl").write_text(json.dumps(wide) + "\n")
+    scored = score_here(tmp_path / "w.jsonl", model, tmp_path / "work")
+    with pytest.raises(InputError, match="more than 1000 different fields"):
+        write_output(Output(tmp_path / "w.parquet"), *scored, STAMP)
+    write_output(Output(tmp_path / "ws.jsonl"), *scored, STAMP)
+    (row,) = lines(tmp_path / "ws.jsonl")
+    assert len(row) == len(SCHEMA) + MOST_COLUMNS + 5
+
+
 def test_every_kind_of_bad_row_is_quarantined_and_hurts_no_other(tmp_path, model, reward):
     good = b'{"prompt": "q", "response": "a"}\n'
     (tmp_path / "r.jsonl").write_bytes(b"".join(good + line + b"\n" for line, _ in BAD_LINES.values()))
@@ -195,7 +215,7 @@ BAD_COMMANDS = {
     "normalize": (["--normalize", "softmax"], "--normalize softmax: use sigmoid"),
     "dtype": (["--dtype", "int8"], "--dtype: input should be 'float32', 'bfloat16' or 'float16'"),
     "max length of 1": (["--max-length", "1"], "--max-length: input should be greater than or equal to 2"),
-    "max length": (["--max-length", "129"], "--max-length 129 is above the 128 positions"),
+    "max length": (["--max-length", "161"], "--max-length 161 is above the 160 positions"),
     "replicas": (["--replicas", "0"], "--replicas: input should be greater than or equal to 1"),
     "accelerator": (["--accelerator", "tpu"], "--accelerator: input should be 'auto', 'cpu' or 'gpu'"),
     "over the input": (["--out", "rows.jsonl"], "would overwrite the input"),
