@@ -1,36 +1,27 @@
 """The training rows of a run: a page of them, and one prompt with all answers to it and what became of each.
 
-Parts may be large (an answer's token ids are most of its bytes), so only the columns that are shown are read,
-a batch at a time, and a prompt is found by the statistics of its row group before the group is opened.
-Nothing is held between requests.
+Nothing is held between requests; `run_parts` reads what a page or a prompt needs and no more.
 """
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from fusion.artifact import Artifact
-from fusion.errors import ArtifactError
+from serving import run_parts
 from serving.errors import ApiError
 from serving.reasons import DROPS, Answer, Side, Use, use_of, why
+from serving.run_parts import NEVER_SHOWN, find
 from serving.runs import Arm, Run
 from serving.schemas import RequestModel, ResponseModel
 
 MAX_ROWS = 50
 SNIPPET = 200
-BATCH = 512
 
-_NEVER_READ = frozenset({"token_ids", "tests", "entry_point", "seed", "num_prompt_tokens", "tokenizer"})
-_NOT_LISTED = _NEVER_READ | {"text", "objectives", "reference", "scorer", "verdict", "truncated", "decoding"}
+NOT_LISTED = NEVER_SHOWN | {"text", "objectives", "reference", "scorer", "verdict", "truncated", "decoding"}
 
 
 class RowsQuery(RequestModel):
@@ -186,17 +177,15 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
     prompts_key = arm.selection.manifest.inputs["prompts"].key
     prompts = run.find("prompts", prompts_key)
     found = find(prompts, "prompt_id", asked.prompt_id) if prompts else []
-    rows = find(arm.selection, "prompt.prompt_id", asked.prompt_id, never=_NEVER_READ | {"text", "objectives"})
+    rows = find(arm.selection, "prompt.prompt_id", asked.prompt_id, never=NEVER_SHOWN | {"text", "objectives"})
     if not found and not rows:
         raise ApiError("not_found", "this run has no such prompt", param="prompt_id")
     prompt = found[0] if found else rows[0]["prompt"]
     row = rows[0] if rows else None
-    drop = None if row else next((q for q in _refused(arm.selection) if q["row_id"] == asked.prompt_id), None)
+    drop = None if row else next((q for q in run_parts.refused(arm.selection) if q["row_id"] == asked.prompt_id), None)
     roles = _roles(row) if row else {}
     answers = _answers(run, prompts_key, asked.prompt_id, roles)
-    if len({(a.plain["response"]["model"], a.plain["response"]["sample"]) for a in answers} & roles.keys()) < len(
-        roles
-    ):
+    if roles.keys() - {each.place for each in answers}:
         answers += _held(arm.selection, asked.prompt_id, answers)
     reason = drop["reason"] if drop else None
     return PromptDetail(
@@ -229,28 +218,18 @@ def _arm(run: Run, name: str) -> Arm:
 
 
 def _rows(selection: Artifact, *, skip: int) -> Iterator[RowView]:
-    for record in selection.manifest.files:
-        if record.rows is None:
-            continue
-        if skip >= record.rows:
-            skip -= record.rows
-            continue
-        for plain in _read(selection.path / record.name, never=_NOT_LISTED):
-            if skip:
-                skip -= 1
-                continue
-            roles = [RoleView(role=role, model=m, score=s) for (m, _), (role, s) in _roles(plain).items()]
-            yield RowView(**_short(plain["prompt"]), roles=roles)
+    for plain in run_parts.rows(selection, never=NOT_LISTED, skip=skip):
+        roles = [RoleView(role=role, model=m, score=s) for (m, _), (role, s) in _roles(plain).items()]
+        yield RowView(**_short(plain["prompt"]), roles=roles)
 
 
 def _dropped(run: Run, arm: Arm) -> Iterator[RowView]:
     """Yield the prompts that gave no row, in the order of the prompts where those are still there."""
-    refused = {q["row_id"]: q for q in _refused(arm.selection)}
+    refused = {q["row_id"]: q for q in run_parts.refused(arm.selection)}
     prompts = run.find("prompts", arm.selection.manifest.inputs["prompts"].key) if refused else None
-    for record in prompts.manifest.files if prompts else ():
-        for plain in _read(prompts.path / record.name, never=_NOT_LISTED) if prompts and record.rows else ():
-            if (q := refused.pop(plain["prompt_id"], None)) is not None:
-                yield RowView(**_short(plain), roles=[], dropped=q["reason"], detail=q["detail"])
+    for plain in run_parts.rows(prompts, never=NOT_LISTED) if prompts else ():
+        if (q := refused.pop(plain["prompt_id"], None)) is not None:
+            yield RowView(**_short(plain), roles=[], dropped=q["reason"], detail=q["detail"])
     for row_id, q in refused.items():
         yield RowView(prompt_id=row_id, domain="", prompt="", roles=[], dropped=q["reason"], detail=q["detail"])
 
@@ -285,6 +264,10 @@ class _Found:
     plain: dict[str, Any]
     answer: Answer
 
+    @property
+    def place(self) -> tuple[str, int]:
+        return self.answer.model, self.plain["response"]["sample"]
+
 
 def _answers(
     run: Run, prompts_key: str, prompt_id: str, roles: dict[tuple[str, int], tuple[str, float]]
@@ -303,7 +286,7 @@ def _answers(
 
 def _held(selection: Artifact, prompt_id: str, found: list[_Found]) -> list[_Found]:
     """Return the answers that the row itself holds and whose scored artifact is gone."""
-    known = {(each.answer.model, each.plain["response"]["sample"]) for each in found}
+    known = {each.place for each in found}
     row = find(selection, "prompt.prompt_id", prompt_id)[0]
     more = []
     for role, held in row.items():
@@ -367,64 +350,7 @@ def _lost(run: Run, prompts_key: str, prompt_id: str) -> list[LostView]:
     for folder, scored in run.scored(prompts_key):
         made = run.find("generate", scored.manifest.inputs["responses"].key)
         for stage, artifact in ((f"generate/{folder.slug}", made), (f"score/{folder.slug}", scored)):
-            for q in _refused(artifact) if artifact else ():
+            for q in run_parts.refused(artifact) if artifact else ():
                 if q["row_id"] == prompt_id or q["row_id"].startswith(f"{prompt_id}/"):
                     found.append(LostView(row_id=q["row_id"], stage=stage, reason=q["reason"], detail=q["detail"]))
     return found
-
-
-# ---- files ------------------------------------------------------------------------------------
-
-
-def find(artifact: Artifact, leaf: str, value: str, *, never: frozenset[str] = _NEVER_READ) -> list[dict[str, Any]]:
-    """Return the rows whose column `leaf` (dotted) is `value`, without the columns of `never`.
-
-    The rows of one prompt stand together, so reading ends behind them.
-    """
-    found: list[dict[str, Any]] = []
-    for record in artifact.manifest.files:
-        if record.rows is None:
-            continue
-        with _opened(artifact.path / record.name) as file:
-            place = next(i for i in range(file.metadata.num_columns) if file.schema.column(i).path == leaf)
-            for group in range(file.num_row_groups):
-                statistics = file.metadata.row_group(group).column(place).statistics
-                outside = statistics is not None and statistics.has_min_max
-                if outside and not statistics.min <= value <= statistics.max:
-                    continue
-                ids = file.read_row_group(group, columns=[leaf]).column(0)
-                for name in leaf.split(".")[1:]:
-                    ids = pc.struct_field(ids, name)
-                where = np.flatnonzero(pc.equal(ids, value).to_numpy())
-                if len(where):
-                    table = file.read_row_group(group, columns=_leaves(file, never))
-                    found += table.take(pa.array(where)).to_pylist()
-                if found and (not len(where) or where[-1] < len(ids) - 1):
-                    return found
-    return found
-
-
-def _read(path: Path, *, never: frozenset[str]) -> Iterator[dict[str, Any]]:
-    with _opened(path) as file:
-        for batch in file.iter_batches(batch_size=BATCH, columns=_leaves(file, never)):
-            yield from batch.to_pylist()
-
-
-def _leaves(file: pq.ParquetFile, never: frozenset[str]) -> list[str]:
-    paths = [file.schema.column(i).path for i in range(file.metadata.num_columns)]
-    return [path for path in paths if never.isdisjoint(path.split("."))]
-
-
-def _opened(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError):
-        raise ArtifactError(f"{path} is not a readable Parquet file; run again with --repair") from None
-
-
-def _refused(artifact: Artifact) -> Iterator[dict[str, str]]:
-    path = artifact.path / "quarantine.jsonl"
-    if artifact.manifest.num_quarantined and path.exists():
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                yield json.loads(line)

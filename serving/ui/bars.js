@@ -40,11 +40,15 @@ export function bar(value, axis, kind = "", interval = null) {
   return h("span", { class: `bar ${value < 0 ? "below" : ""} ${kind}`, "aria-hidden": "true" }, fill, range, zero);
 }
 
-/** The labels of an axis. */
+/** The labels of an axis: its ends and zero, and what else has room between them. */
 export function axisRow(axis) {
-  return h("div", { class: "axis", "aria-hidden": "true" }, ...axis.ticks.map((tick) => {
-    const label = h("span", { text: short(tick) });
-    label.style.setProperty("left", `${axis.at(tick)}%`);
+  const ends = [axis.low, axis.high].filter((x) => axis.at(0) === axis.at(x) || Math.abs(axis.at(0) - axis.at(x)) > 14);
+  const kept = [...new Set([0, ...ends.map((x) => axis.ticks.find((tick) => Math.abs(tick - x) < 1e-9 * (axis.high - axis.low)) ?? x)])];
+  for (const tick of axis.ticks) if (kept.every((x) => Math.abs(axis.at(x) - axis.at(tick)) > 14)) kept.push(tick);
+  return h("div", { class: "axis", "aria-hidden": "true" }, ...kept.map((tick) => {
+    const at = axis.at(tick);
+    const label = h("span", { class: at < 1 ? "first" : at > 99 ? "last" : "", text: short(tick) });
+    label.style.setProperty("left", `${at}%`);
     return label;
   }));
 }

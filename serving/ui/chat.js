@@ -53,11 +53,11 @@ export function chatView(root, { served, go }) {
     message.value = "";
     abort = new AbortController();
     busy(true);
-    turn.element.scrollIntoView({ block: "nearest" });
+    document.documentElement.scrollTop = document.documentElement.scrollHeight;
     await Promise.all(turn.panes.map((pane) => pane.run(prompt, asked, abort.signal)));
     abort = null;
     busy(false);
-    turn.finish();
+    keepEnd(turn.finish);
     if (!Object.keys(turn.answers).length && !message.value) message.value = text;
     say(turn.panes.map((pane) => pane.summary()).join(". "));
   }
@@ -263,7 +263,7 @@ function speed({ started, first, last, pieces, usage, outcome }) {
   return shown;
 }
 
-// ---- writing text as it comes: once per frame, and the page follows only if it was at its end ----------
+// ---- writing text as it comes: once per frame ----------------------------------------------------
 
 const pending = new Map();
 let frame = 0;
@@ -280,8 +280,13 @@ function flush(node) {
   const piece = pending.get(node);
   if (piece === undefined) return;
   pending.delete(node);
-  const end = document.documentElement;
-  const follows = end.scrollHeight - end.scrollTop - end.clientHeight < 80;
-  node.appendData(piece);
-  if (follows) end.scrollTop = end.scrollHeight;
+  keepEnd(() => node.appendData(piece));
+}
+
+/** Change the page; who read its end still does afterwards. */
+function keepEnd(change) {
+  const page = document.documentElement;
+  const atEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 80;
+  change();
+  if (atEnd) page.scrollTop = page.scrollHeight;
 }

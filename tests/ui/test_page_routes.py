@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from fusion.artifact import MANIFEST
 from scripted_service import refused
-from serving import page, run_rows
+from serving import page, run_parts, run_rows
 from ui.page_service import make_app, write_run
 
 CSP = "default-src 'self'; connect-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
@@ -266,9 +266,9 @@ def test_a_broken_history_is_an_error_that_names_it(own_demo):
 
 def test_a_list_reads_no_token_ids_and_no_answers(demo):
     selection = next((demo.parent / "store" / "select").glob("quadruple-*/part-00000.parquet"))
-    with run_rows._opened(selection) as file:
-        listed = run_rows._leaves(file, run_rows._NOT_LISTED)
-        shown = run_rows._leaves(file, run_rows._NEVER_READ)
+    with run_parts.opened(selection) as file:
+        listed = run_parts.leaves(file, run_rows.NOT_LISTED)
+        shown = run_parts.leaves(file, run_parts.NEVER_SHOWN)
     assert not [path for path in shown if "token_ids" in path]
     assert not [path for path in listed if path.endswith((".text", ".objectives.key_value.key"))]
     assert "prompt.messages.list.element.content" in listed

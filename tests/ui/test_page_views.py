@@ -79,6 +79,8 @@ def test_every_view(visit, service, screenshots, theme, size):
             if (size, theme) == ("small", "light"):  # colours and sizes of the rest are those of the filled view
                 assert serious(page) == []
             fill(page)
+            if name != "chat":
+                page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=screenshots / f"{name}-{theme}-{width}.png", full_page=name != "chat")
             assert serious(page) == [], name
             assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} scrolls sideways"
@@ -294,6 +296,7 @@ def test_a_row_shows_every_answer_with_its_reason_and_can_be_scored(visit, servi
         candidates.first.wait_for()
         assert candidates.count() == 9
         texts = candidates.all_text_contents()
+        answers = page.locator(".candidate .foreign").all_text_contents()
         assert "source chosen" in texts[0] and "highest reward of all source answers" in texts[0]
         assert "target chosen" in texts[1] and "highest reward of the target's own answers" in texts[1]
         assert "rejected" in texts[2] and "lowest reward of the target's own answers" in texts[2]
@@ -301,7 +304,7 @@ def test_a_row_shows_every_answer_with_its_reason_and_can_be_scored(visit, servi
         assert any("cut at the token limit" in text for text in texts)
         page.get_by_role("button", name="Score these answers").click()
         page.locator(".scores").wait_for()
-        assert page.locator(".score").count() == 9
+        assert page.locator(".score").count() == len(set(answers))  # equal texts are scored once
         assert page.locator("#score-prompt").input_value() == PROMPTS[PREFERENCE].messages[0].content
 
 
