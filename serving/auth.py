@@ -120,7 +120,7 @@ def parse_keys(text: str, where: str) -> list[ApiKey]:
         keys = TypeAdapter(list[ApiKey]).validate_python([] if value is None else value)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        field = field_path(problem["loc"], value, missing=problem["type"] == "missing")
+        field = field_path(problem["loc"])
         raise InputError(f"{where}: {field or 'the file'}: {problem['msg']}") from None
     _refuse_twins(keys, where)
     return keys

@@ -159,5 +159,5 @@ def _query(model: type[Any], request: Request) -> Any:
         return model.model_validate_strings(given)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        param = field_path(problem["loc"], given)
+        param = field_path(problem["loc"])
         raise ApiError("invalid_request", f"{param}: {problem['msg']}", param=param) from None
