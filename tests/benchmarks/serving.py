@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from load import Chats, Rewards, Send, Summary, capacity, open_loop
 from rewards import save_model as save_reward_model
 
+from load import Chats, Rewards, Send, Summary, capacity, open_loop
 from served import ROOT, Service
 from tiny_models import save_tokenizer
 

@@ -9,8 +9,8 @@ import time
 
 import httpx
 import pytest
-from load import Chats, Outcome, Rewards, open_loop
 
+from load import Chats, Outcome, Rewards, open_loop
 from served import Service
 from tiny_models import save_chat_model, save_reward_model
 
