@@ -78,7 +78,7 @@ def _first_error(error: ValidationError, value: Any) -> ApiError:
     # An unknown field is usually the cause of the others. Of a field with several types each has its own problem;
     # the one deepest inside comes from the type that was meant.
     unknown = [i for i, problem in enumerate(problems) if problem["type"] == "extra_forbidden"]
-    same = [i for i, path in enumerate(paths) if path.startswith(paths[0])]
+    same = [i for i, path in enumerate(paths) if path == paths[0] or path.startswith((f"{paths[0]}.", f"{paths[0]}["))]
     place = unknown[0] if unknown else max(same, key=lambda i: len(paths[i]))
     problem, param = problems[place], paths[place]
     if problem["type"] == "extra_forbidden":
