@@ -28,7 +28,8 @@ Every answer carries `x-request-id`; that of the request is kept where it is 1 t
 Every answer that is not 2xx is `{"error": {"message", "type", "param", "code"}}`. A path that is not listed is 404
 `not_found`; a method that is not listed is 405 `method_not_allowed` with `Allow`. Bodies are UTF-8 JSON without
 unknown fields, duplicate keys, NaN or Infinity, nested at most 64 deep, and not compressed. POST routes take no
-query parameters.
+query parameters. `POST /v1/rewards` knows `Idempotency-Key`: the same key with the same body again gives the stored
+answer, with another body 409 `idempotency_conflict`.
 """
 
 _HEADERS = [

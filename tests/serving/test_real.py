@@ -80,7 +80,7 @@ def test_a_thousand_scores_do_not_depend_on_neighbours_order_batch_replica_or_re
     for size in (1, 2, 7, 32):
         order = rng.sample(pairs, len(pairs))
         batches += [order[start : start + size] for start in range(0, len(order), size)]
-    batches += [rng.choices(pairs, k=rng.randint(1, 64)) for _ in range(12)]
+    batches += [rng.choices(pairs, k=rng.randint(1, 64)) for _ in range(20)]
 
     def compare(batch: list[tuple[str, str]]) -> tuple[int, int]:
         found = scores(service.http, [{"prompt": p, "response": r} for p, r in batch])
