@@ -46,6 +46,8 @@ def stop_cleanly(resume_command: str) -> None:
 
     def stop(number: int, _: FrameType | None) -> None:
         os.write(2, f"\nstopped by {signal.Signals(number).name}; resume with: {resume_command}\n".encode())
+        # That was the last word: threads that lose Ray under their feet would follow it with tracebacks.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         if "ray" in sys.modules:
             from cluster.connect import disconnect
 

@@ -146,6 +146,18 @@ def test_a_second_run_is_a_hit_that_starts_nothing_and_writes_any_format(world, 
     assert pq.read_table(world / "hit").equals(table)
 
 
+def test_damaged_work_is_named_and_not_written_out(world, undisturbed):
+    part = work_directory(world, "work") / "part-00001.parquet"
+    whole = part.read_bytes()
+    try:
+        part.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        done = fuseline_score(world, "--out", "damaged.jsonl", "--work", "work", address="127.0.0.1:1")
+    finally:
+        part.write_bytes(whole)
+    assert done.returncode == 1 and "part-00001.parquet is damaged" in done.stderr and "--repair" in done.stderr
+    assert not (world / "damaged.jsonl").exists()
+
+
 def start(root: Path, *args: str, address: str) -> subprocess.Popen:
     return subprocess.Popen(
         arguments(*args, address=address),
