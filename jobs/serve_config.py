@@ -107,9 +107,14 @@ _HEAD = """\
 #   serve deploy {path} --address http://HEAD:8265
 #   serve status --address http://HEAD:8265        # until {app} is RUNNING; then ask /readyz
 #
-# Every node needs fuseline installed and the model folders below at the same paths (shared storage).
-# Another model in a running service: edit, then `fuseline serve --swap {path} --address HEAD:6379`, which loses no
-# request. `serve deploy` of a changed file stops models that are not in it at once and loads the new ones meanwhile.
-# Keys are not here: a config names the file or the environment variable that holds them.
-# Fields of args: `python -m jobs.serve --help` and serving/config.py; replicas, autoscaling and placement per model.
+# Every node needs fuseline installed and the model folders below at the same paths (shared storage). Start Ray there
+# with RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.proxy:middlewares in its environment, so that what Ray's proxy
+# answers by itself (while no front is there) has the service's error form and deadline.
+# Another model in a running service: edit this file, then
+#
+#   fuseline serve --swap {path} --address HEAD:6379
+#
+# which loses no request. `serve deploy` of a changed file stops models that are no longer in it at once, and loads the
+# new ones meanwhile. Keys are not here: a config names the file or the environment variable that holds them.
+# `args` is a serve config: its fields, with replicas, autoscaling and placement per model, stand in serving/config.py.
 """
