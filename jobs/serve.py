@@ -97,17 +97,20 @@ def _end(config: ServeConfig, *, own_ray: bool) -> None:
 
 def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> str:
     from ray import serve as ray_serve
-    from ray.serve.config import HTTPOptions
 
     from serving.ingress import build_application
-    from serving.proxy import middlewares
+    from serving.proxy import environment
     from serving.rollout import QUIET
 
     started = time.monotonic()
     with quiet():
         application = build_application(config, on_gpu=on_gpu)
-    http = HTTPOptions(host=config.host, port=config.port, middlewares=middlewares(config.limits))
-    ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+    ray_serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": config.host, "port": config.port},
+        logging_config=QUIET,
+        controller_options={"runtime_env": {"env_vars": environment(config.limits)}},  # its proxies inherit it
+    )
     target = ray_serve.RunTarget(application, name=config.app_name, route_prefix="/", logging_config=QUIET)
     # Not waiting here, so that an interrupt is noticed while models load.
     ray_serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)

@@ -5,6 +5,7 @@ with nothing, or after a wait without end. The one idea: what did not come from 
 """
 
 import asyncio
+import os
 import re
 import uuid
 from http import HTTPStatus
@@ -22,6 +23,9 @@ GRACE_S = 5.0
 
 CHAT = "/v1/chat/completions"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+DEADLINES = "FUSELINE_DEADLINES_S"
+"""Variable with the deadlines in seconds, of all routes and of the chat."""
+
 OWN = "/-/"
 """Below it are the proxy's own routes, for balancers in front of it."""
 
@@ -62,13 +66,18 @@ class ProxyEnvelope:
             await _send(_unavailable(), scope, receive, send)
 
 
-def middlewares(limits: Limits | None = None) -> list[Middleware]:
-    """Return the middlewares of the proxy; without `limits`, for those of a service with the default ones.
+def environment(limits: Limits) -> dict[str, str]:
+    """Return the variables that put this before the proxy of a Serve that starts with them."""
+    return {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:{middlewares.__name__}",
+        DEADLINES: f"{limits.deadline_s:g} {limits.chat_deadline_s:g}",
+    }
 
-    For `serve deploy`, nodes are started with RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.proxy:middlewares.
-    """
-    limits = limits or Limits()
-    return [Middleware(ProxyEnvelope, deadline_s=limits.deadline_s, chat_deadline_s=limits.chat_deadline_s)]
+
+def middlewares() -> list[Middleware]:
+    """Return the middlewares of the proxy; Serve calls it in the proxy's process."""
+    deadline_s, chat_deadline_s = map(float, os.environ[DEADLINES].split())
+    return [Middleware(ProxyEnvelope, deadline_s=deadline_s, chat_deadline_s=chat_deadline_s)]
 
 
 def _of_the_proxy(start: Message) -> ApiError | None:

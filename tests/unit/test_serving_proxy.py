@@ -9,11 +9,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 
 from serving.config import Limits
 from serving.errors import ApiError
-from serving.proxy import middlewares
+from serving.proxy import environment, middlewares
 
 
 def ask(app, path="/v1/rewards", *, limits=None, headers=None):
-    (wrap,) = middlewares(limits)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(limits or Limits()).items():
+            patch.setenv(name, value)
+        (wrap,) = middlewares()
     wrapped = wrap.cls(app, *wrap.args, **wrap.kwargs)
 
     async def get():
