@@ -99,13 +99,17 @@ def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> s
     from ray import serve as ray_serve
 
     from serving.ingress import build_application
+    from serving.proxy import environment
     from serving.rollout import QUIET
 
     started = time.monotonic()
     with quiet():
         application = build_application(config, on_gpu=on_gpu)
     ray_serve.start(
-        proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}, logging_config=QUIET
+        proxy_location="HeadOnly",
+        http_options={"host": config.host, "port": config.port},
+        logging_config=QUIET,
+        controller_options={"runtime_env": {"env_vars": environment(config.limits)}},  # its proxies inherit it
     )
     target = ray_serve.RunTarget(application, name=config.app_name, route_prefix="/", logging_config=QUIET)
     # Not waiting here, so that an interrupt is noticed while models load.

@@ -4,6 +4,7 @@ Which one a file is stands in its content: a recipe has a `target`, a file for a
 serve config has its models at the top. Overlays and `--set` work on all of them.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fusion.loading import read_layers, validate
 from fusion.models import PinnedModel
 from fusion.recipe import Recipe
 from serving.config import ChatModel, RewardModel, ServeConfig
+from serving.proxy import environment
 
 BUILDER = "serving.ingress:build"
 
@@ -94,7 +96,10 @@ def write_deploy_file(config: ServeConfig, path: Path) -> None:
             {"name": config.app_name, "route_prefix": "/", "import_path": BUILDER, "args": arguments},
         ],
     }
-    text = _HEAD.format(path=path, app=config.app_name) + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    exports = "\n".join(f"#   export {name}={shlex.quote(text)}" for name, text in environment(config.limits).items())
+    text = _HEAD.format(path=path, app=config.app_name, exports=exports) + yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True
+    )
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -107,9 +112,17 @@ _HEAD = """\
 #   serve deploy {path} --address http://HEAD:8265
 #   serve status --address http://HEAD:8265        # until {app} is RUNNING; then ask /readyz
 #
-# Every node needs fuseline installed and the model folders below at the same paths (shared storage).
-# Another model in a running service: edit, then `fuseline serve --swap {path} --address HEAD:6379`, which loses no
-# request. `serve deploy` of a changed file stops models that are not in it at once and loads the new ones meanwhile.
-# Keys are not here: a config names the file or the environment variable that holds them.
-# Fields of args: `python -m jobs.serve --help` and serving/config.py; replicas, autoscaling and placement per model.
+# Every node needs fuseline installed and the model folders below at the same paths (shared storage). Start Ray on each
+# with these in its environment, so that what Ray's proxy answers by itself (while no front is there) has the service's
+# error form and deadlines:
+#
+{exports}
+#
+# Another model in a running service: edit this file, then
+#
+#   fuseline serve --swap {path} --address HEAD:6379
+#
+# which loses no request. `serve deploy` of a changed file stops models that are no longer in it at once, and loads the
+# new ones meanwhile. Keys are not here: a config names the file or the environment variable that holds them.
+# `args` is a serve config: its fields, with replicas, autoscaling and placement per model, stand in serving/config.py.
 """

@@ -1,9 +1,8 @@
 """A layer inside Ray Serve's HTTP proxy, before anything that the proxy does with a request.
 
-The proxy acts on some headers itself and answers some failures itself, as text/plain; no application sees
-either. Ray calls `middlewares` when a proxy starts, if its environment says so:
-
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.proxy:middlewares
+The proxy acts on some headers itself and answers some failures itself: as text/plain, with nothing, or after a wait
+without end; no application sees any of it. Ray calls `middlewares` when a proxy starts, if its environment says so
+(`environment`).
 
 Of a request it
 - takes `x-request-disconnect-disabled` out: a client may not keep work alive that it will not read;
@@ -14,11 +13,15 @@ Of a request it
 
 Of an answer: what the proxy itself says (no application at this path, no replica, a replica that died) gets the
 envelope and `Retry-After`, and a stream whose replica died ends with an error event. An answer of an
-application passes as it is. Without this layer the service is as safe, but such answers are the proxy's own.
+application passes as it is. Where no answer has begun some seconds past the deadline, the layer gives one. Without
+this layer the service is as safe, but such answers are the proxy's own.
 """
 
+import asyncio
 import json
 import logging
+import math
+import os
 import uuid
 from typing import Any
 
@@ -26,13 +29,17 @@ from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.config import Limits
 from serving.edge import REQUEST_ID
 from serving.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
-IMPORT_PATH = "serving.proxy:middlewares"
-"""Value of RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+GRACE_S = 5.0
+"""Beyond the deadline of the front, which answers itself."""
+CHAT = "/v1/chat/completions"
+DEADLINES = "FUSELINE_DEADLINES_S"
+"""Variable with the deadlines in seconds, of all routes and of chat; without it the proxy waits for the front."""
 
 CLIENT_TIMEOUT = b"x-request-timeout-seconds"
 RENAMED_TIMEOUT = b"x-fuseline-timeout-seconds"
@@ -41,16 +48,27 @@ DISCONNECT_DISABLED = b"x-request-disconnect-disabled"
 Header = tuple[bytes, bytes]
 
 
+def environment(limits: Limits) -> dict[str, str]:
+    """Return the variables that put this layer into the proxies of a Serve that starts with them."""
+    return {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:{middlewares.__name__}",
+        DEADLINES: f"{limits.deadline_s:g} {limits.chat_deadline_s:g}",
+    }
+
+
 def middlewares() -> list[Middleware]:
-    """Return the layers of the proxy; Ray calls this."""
-    return [Middleware(ProxyLayer)]
+    """Return the layers of the proxy; Ray calls this in the proxy's process."""
+    given = os.environ.get(DEADLINES, "inf inf")
+    deadline_s, chat_deadline_s = map(float, given.split())
+    return [Middleware(ProxyLayer, deadline_s=deadline_s, chat_deadline_s=chat_deadline_s)]
 
 
 class ProxyLayer:
     """The layer. Other applications on the same proxy lose the headers above too, and nothing else."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, deadline_s: float = math.inf, chat_deadline_s: float = math.inf) -> None:
         self._app = app
+        self._begun_within_s = {True: chat_deadline_s + GRACE_S, False: deadline_s + GRACE_S}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,8 +79,14 @@ class ProxyLayer:
         if scope["path"].rstrip("/") == "/-/routes":
             await out.replace(ApiError("not_found", f"{scope['method']} /-/routes does not exist"))
             return
+        within_s = self._begun_within_s[scope["path"] == CHAT]
         try:
-            await self._app(scope, receive, out.send)
+            async with asyncio.timeout(within_s if math.isfinite(within_s) else None) as out.limit:
+                await self._app(scope, receive, out.send)
+        except TimeoutError:
+            if out.started:
+                raise
+            logger.warning("no copy of the service has begun an answer within %g s", within_s)
         except Exception:
             logger.exception("the proxy failed on a request")
             await out.end(ApiError("internal_error", "the request failed on the server"))
@@ -98,7 +122,9 @@ class _Answer:
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
-        self._started = False
+        self.limit: asyncio.Timeout | None = None
+        """Ends the wait for an answer; from its first byte on, the deadline of the front counts."""
+        self.started = False
         self._finished = False
         self._is_stream = False
         self._replaced = False
@@ -107,12 +133,14 @@ class _Answer:
         if self._replaced:
             return  # the text of an answer that was replaced
         if message["type"] == "http.response.start":
+            if self.limit is not None:
+                self.limit.reschedule(None)
             headers: dict[bytes, Any] = {bytes(name).lower(): value for name, value in message.get("headers", [])}
             own = _own_error(message["status"], headers, self._scope["path"])
             if own is not None:
                 await self.replace(own, headers.get(b"x-request-id"))
                 return
-            self._started = True
+            self.started = True
             self._is_stream = bytes(headers.get(b"content-type", b"")).startswith(b"text/event-stream")
         elif message["type"] == "http.response.body":
             self._finished = not message.get("more_body", False)
@@ -120,18 +148,24 @@ class _Answer:
 
     async def replace(self, error: ApiError, request_id: bytes | None = None) -> None:
         """Answer with the envelope."""
-        self._replaced = self._started = self._finished = True
+        self._replaced = self.started = self._finished = True
         headers = {
             **error.headers(),
-            "x-request-id": bytes(request_id).decode() if request_id else f"req-{uuid.uuid4().hex}",
+            "x-request-id": self._id(request_id),
             "x-content-type-options": "nosniff",
             "cache-control": "no-store",
         }
         await JSONResponse(error.body(), error.status, headers)(self._scope, _no_body, self._send)
 
+    def _id(self, given: bytes | None) -> str:
+        """Return the id that the proxy gave the request, else the client's, else a new one."""
+        asked = next((value for name, value in self._scope["headers"] if name == b"x-request-id"), None)
+        found = given or asked
+        return bytes(found).decode() if found else f"req-{uuid.uuid4().hex}"
+
     async def end(self, error: ApiError) -> None:
         """Make an answer that was not begun, or a stream that was not ended, end with `error`."""
-        if not self._started:
+        if not self.started:
             await self.replace(error)
         elif self._is_stream and not self._finished:
             event = b"data: " + json.dumps(error.body(), separators=(",", ":")).encode() + b"\n\n"

@@ -1,0 +1,101 @@
+"""The proxy's own answers: text, silence and waiting become the envelope; what the front says passes unchanged."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+
+from serving.config import Limits
+from serving.errors import ApiError
+from serving.proxy import environment, middlewares
+
+
+def ask(app, path="/v1/rewards", *, limits=None, headers=None):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(limits or Limits()).items():
+            patch.setenv(name, value)
+        (wrap,) = middlewares()
+    wrapped = wrap.cls(app, *wrap.args, **wrap.kwargs)
+
+    async def get():
+        transport = httpx.ASGITransport(wrapped, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(get())
+
+
+async def silence(scope, receive, send):
+    """A front that was killed: Ray's proxy ends the request without a word."""
+
+
+def says(text, status):
+    """An answer of Ray's proxy itself: text without a length."""
+
+    async def app(scope, receive, send):
+        headers = [(b"content-type", b"text/plain"), (b"x-request-id", b"mine")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": False})
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("app", "status", "code"),
+    [
+        (silence, 503, "backend_unavailable"),
+        (says("Path '/v1/rewards' not found", 404), 503, "not_ready"),
+        (says("chat:tiny is unavailable", 503), 503, "backend_unavailable"),
+        (says("Internal Server Error", 500), 503, "backend_unavailable"),
+        (says("too many", 429), 429, "overloaded"),
+    ],
+)
+def test_what_the_proxy_says_itself_is_put_in_the_envelope(app, status, code):
+    answer = ask(app, headers={"x-request-id": "mine"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers.get_list("x-request-id") == ["mine"]
+    assert "chat:tiny" not in answer.text
+
+
+def test_an_id_that_is_no_id_is_not_sent_back():
+    assert ask(silence, headers={"x-request-id": "a b"}).headers["x-request-id"].startswith("req-")
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 429, 500])
+def test_what_the_front_says_passes_unchanged(status):
+    error = ApiError("not_found", "no such route")
+    answer = ask(JSONResponse(error.body(), status, {"x-mine": "1"}))
+    assert (answer.status_code, json.loads(answer.text), answer.headers["x-mine"]) == (status, error.body(), "1")
+
+
+def test_the_proxys_own_routes_stay():
+    assert ask(PlainTextResponse("success"), "/-/healthz").text == "success"
+    assert ask(PlainTextResponse("down", 503), "/-/healthz").text == "down"
+
+
+def test_waiting_for_a_front_ends_after_the_deadline_and_a_begun_stream_does_not(monkeypatch):
+    monkeypatch.setattr("serving.proxy.GRACE_S", 0.0)
+    limits = Limits(deadline_s=0.1, chat_deadline_s=0.3)
+    cancelled = []
+
+    async def waits(scope, receive, send):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(scope["path"])
+            raise
+
+    for path in ("/v1/rewards", "/v1/chat/completions"):
+        assert ask(waits, path, limits=limits).status_code == 503
+    assert cancelled == ["/v1/rewards", "/v1/chat/completions"]
+
+    async def pieces():
+        for piece in ("a", "b"):
+            yield piece
+            await asyncio.sleep(0.3)
+
+    assert ask(StreamingResponse(pieces()), "/v1/rewards", limits=limits).text == "ab"
