@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -88,7 +89,7 @@ class EngineBackend(_Model):
             raise api_error(error, self.card.id) from error
         finally:
             # Closing the HTTP stream ends here; without this the engine would go on to the last token.
-            stream.cancel()
+            _give_up(stream)
 
 
 class ScorerBackend(_Model):
@@ -119,12 +120,18 @@ class ScorerBackend(_Model):
             await self._taken(response._to_object_ref())
             found: list[Scored] = await response
         finally:
-            response.cancel()  # does nothing to an answer that has come
+            _give_up(response)  # does nothing to an answer that has come
         self._answered()
         if not self._has_told:  # once, in the warm-up: what was tried out on the loaded model is known to replicas only
             self.card = self.card.model_copy(update={"determinism": await self._handle.determinism.remote()})
             self._has_told = True
         return found
+
+
+def _give_up(call: Any) -> None:
+    """Cancel a call. Of one that has failed, Ray raises the failure here again, in place of what was made of it."""
+    with suppress(RayError, RayServeException):
+        call.cancel()
 
 
 def api_error(error: Exception, model: str) -> ApiError:
