@@ -100,8 +100,9 @@ class EnginePlacement(Replicas):
     """Prompt plus answer, in tokens; None takes the model's own limit."""
     max_num_seqs: int = Field(default=32, ge=1)
     """Sequences in one engine at once."""
-    max_queued_requests: int = Field(default=64, ge=0)
-    """Requests that may wait for an engine; one more is answered 429."""
+    max_queued_requests: int | None = Field(default=None, ge=0)
+    """Requests that may wait for an engine; one more is answered 429. null is a quarter of `max_num_seqs`: who waits
+    longer than an answer takes is better told to come back."""
 
     @property
     def gpus(self) -> float:
@@ -111,11 +112,20 @@ class EnginePlacement(Replicas):
     @property
     def max_ongoing_requests(self) -> int:
         """Requests in one replica: more than the engine's seats, so that the next one waits there, not on the wire."""
-        return 2 * self.max_num_seqs
+        return self.max_num_seqs + self._waiting
+
+    @property
+    def queued_requests(self) -> int:
+        """Requests that may wait for an engine."""
+        return self._waiting if self.max_queued_requests is None else self.max_queued_requests
+
+    @property
+    def _waiting(self) -> int:
+        return max(1, self.max_num_seqs // 4)
 
     @model_validator(mode="after")
     def _scales(self) -> Self:
-        self.check_target(self.max_ongoing_requests, "twice max_num_seqs")
+        self.check_target(self.max_ongoing_requests, "max_num_seqs and a quarter")
         return self
 
 
@@ -131,8 +141,8 @@ class RewardPlacement(Replicas):
     batch_wait_s: float = Field(default=0.005, ge=0)
     """How long the first request of a batch waits for others, in seconds."""
     max_queued_requests: int | None = Field(default=None, ge=0)
-    """Requests that may wait for a replica; one more is answered 429. null is as many as one replica takes: who waits
-    longer than twice as long as the model needs is better told to come back."""
+    """Requests that may wait for a replica; one more is answered 429. null is twice as many as one replica takes: who
+    would wait longer is better told to come back."""
 
     def batch_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests are scored together."""
@@ -144,7 +154,9 @@ class RewardPlacement(Replicas):
 
     def queued_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests may wait for a replica."""
-        return self.ongoing_requests(on_gpu=on_gpu) if self.max_queued_requests is None else self.max_queued_requests
+        if self.max_queued_requests is not None:
+            return self.max_queued_requests
+        return 2 * self.ongoing_requests(on_gpu=on_gpu)
 
     @model_validator(mode="after")
     def _scales(self) -> Self:

@@ -117,7 +117,7 @@ def engine_deployment(card: ModelCard, model: ChatModel, *, name: str, on_gpu: b
             **STEADY,
             **scaling(placement),
             "max_ongoing_requests": placement.max_ongoing_requests,
-            "max_queued_requests": placement.max_queued_requests,
+            "max_queued_requests": placement.queued_requests,
             "ray_actor_options": {"num_cpus": 0},
         },
         **layout,
