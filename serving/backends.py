@@ -6,7 +6,7 @@ are deployments called through handles. Token ids cross, not text: a prompt is r
 """
 
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Literal, Protocol
 
 from fusion.rows import Message
@@ -30,6 +30,8 @@ class Generation:
     frequency_penalty: float = 0.0
     num_logprobs: int | None = None
     """Alternatives per token; None returns no log-probabilities."""
+    whole: bool = False
+    """The answer is wanted in one piece, when it is finished."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +53,28 @@ class Delta:
     finish_reason: Literal["stop", "length"] | None = None
     tokens: tuple[SampledToken, ...] = ()
     """Log-probabilities of the piece's tokens, where they were asked for."""
+
+
+def merged(deltas: Iterable[Delta]) -> list[Delta]:
+    """Return one piece per answer that says what all of `deltas` say, in the order in which answers appear.
+
+    Example: "a" of answer 0, "x" of answer 1 and "b" with its end of answer 0 are "ab" with the end, and "x".
+    """
+    found: dict[int, Delta] = {}
+    for delta in deltas:
+        before = found.get(delta.index)
+        found[delta.index] = (
+            delta
+            if before is None
+            else Delta(
+                index=delta.index,
+                text=before.text + delta.text,
+                num_tokens=before.num_tokens + delta.num_tokens,
+                finish_reason=delta.finish_reason or before.finish_reason,
+                tokens=before.tokens + delta.tokens,
+            )
+        )
+    return list(found.values())
 
 
 class ChatBackend(Protocol):

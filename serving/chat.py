@@ -100,7 +100,7 @@ async def complete(generation: Generation, backend: ChatBackend, *, model: str) 
     reasons: list[Any] = [None] * generation.n
     tokens: list[list[SampledToken]] = [[] for _ in range(generation.n)]
     num_tokens = 0
-    async with aclosing(_pieces(generation, backend)) as stream:
+    async with aclosing(_pieces(dataclasses.replace(generation, whole=True), backend)) as stream:
         async for deltas in stream:
             for delta in deltas:
                 texts[delta.index] += delta.text

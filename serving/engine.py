@@ -7,6 +7,8 @@ as ids from `fusion.chat`. The stop ids of the chat are the whole list, as in ge
 
 import json
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -17,7 +19,7 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import CompletionRequest, ErrorResponse
 
-from serving.backends import Delta, Generation, SampledToken
+from serving.backends import Delta, Generation, SampledToken, merged
 from serving.config import ChatModel
 from serving.errors import ApiError
 from serving.layout import STEADY, scaling
@@ -39,32 +41,44 @@ _CPU_ENV = {
 }
 
 
+MESSAGES_PER_S = 400
+"""Messages that one engine sends to the front, all streams together; with one stream every token is a message."""
+
+
 class ChatServer(LLMServer):
     """The stock engine deployment with one more method."""
+
+    _num_streams = 0
 
     async def generate(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
         """Yield pieces as they are sampled; closing the stream aborts the request in the engine.
 
+        The first piece goes out at once. With many streams the next ones are held back for some hundredths of a second
+        and sent together: each message between two processes costs as much as making a token of a small model.
+
         Raises:
             ApiError: the engine refuses the request or has failed.
         """
-        # The engine's own stream, not `self.completions`: that one holds pieces back to send them in batches.
+        # The engine's own stream, not `self.completions`: that one holds back the first pieces too.
         # Any: the protocol says coroutine where the engine gives an async generator.
         engine: Any = self.engine
+        held: list[Delta] = []
+        sent_at = -math.inf
+        self._num_streams += 1
         try:
             async with aclosing(engine.completions(_request(generation))) as stream:
                 async for item in stream:
                     if isinstance(item, ErrorResponse) or not isinstance(item, str):
                         raise _refusal(item.model_dump())
-                    deltas = _deltas(item, generation.num_logprobs)
-                    if deltas:
-                        yield deltas
-        except ApiError:
-            raise
-        except Exception as error:
-            # vLLM's own errors stay here: a front that unpickles one would have to import vLLM.
-            logger.exception("the engine failed")
-            raise ApiError("backend_unavailable", f"the engine failed ({type(error).__name__}); try again") from None
+                    held += _deltas(item, generation.num_logprobs)
+                    now = time.monotonic()
+                    if held and not generation.whole and now - sent_at >= self._num_streams / MESSAGES_PER_S:
+                        yield merged(held)
+                        held, sent_at = [], now
+            if held:
+                yield merged(held)
+        finally:
+            self._num_streams -= 1
 
     async def num_unfinished(self) -> int:
         """Return how many sequences are in the engine; for tests and metrics."""

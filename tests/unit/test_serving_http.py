@@ -9,11 +9,14 @@ import pickle
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fusion.errors import ModelError
 from scripted_service import LIMITS, USER, ScriptedChat, ScriptedReward, client, refused
 from serving.app import build_app
+from serving.backends import Delta, SampledToken, merged
 from serving.body import parse_json
 from serving.config import ServeConfig
 from serving.errors import ApiError
@@ -405,3 +408,32 @@ def test_the_openapi_document_can_be_kept_from_sight():
     asked = TestClient(app, raise_server_exceptions=False)
     refused(asked.get("/openapi.json"), 404, "not_found")
     assert asked.get("/v1/models").status_code == 200
+
+
+@given(
+    st.lists(
+        st.builds(
+            Delta,
+            st.integers(0, 2),
+            st.text(max_size=3),
+            st.integers(0, 3),
+            st.sampled_from([None, None, "stop", "length"]),
+            st.lists(st.builds(SampledToken, st.integers(0, 9), st.just(-0.5), st.just(())), max_size=2).map(tuple),
+        ),
+        max_size=12,
+    )
+)
+def test_merged_pieces_say_what_all_of_them_said(deltas):
+    found = merged(deltas)
+    assert [d.index for d in found] == list(dict.fromkeys(d.index for d in deltas))
+    for one in found:
+        own = [d for d in deltas if d.index == one.index]
+        assert one.text == "".join(d.text for d in own)
+        assert one.num_tokens == sum(d.num_tokens for d in own)
+        assert one.tokens == tuple(token for d in own for token in d.tokens)
+        assert one.finish_reason == next((d.finish_reason for d in reversed(own) if d.finish_reason), None)
+
+
+def test_merging_worked():
+    pieces = [Delta(0, "a", 1), Delta(1, "x", 1), Delta(0, "b", 2, "stop")]
+    assert merged(pieces) == [Delta(0, "ab", 3, "stop"), Delta(1, "x", 1)]
