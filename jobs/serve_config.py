@@ -4,7 +4,6 @@ Which one a file is stands in its content: a recipe has a `target`, a file for a
 serve config has its models at the top. Overlays and `--set` work on all of them.
 """
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,15 +90,14 @@ def write_deploy_file(config: ServeConfig, path: Path) -> None:
     value = {
         "proxy_location": "EveryNode",
         "http_options": {"host": config.host, "port": config.port},
+        # Serve's proxies take the environment of its controller.
+        "controller_options": {"runtime_env": {"env_vars": environment(config.limits)}},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [
             {"name": config.app_name, "route_prefix": "/", "import_path": BUILDER, "args": arguments},
         ],
     }
-    exports = "\n".join(f"#   export {name}={shlex.quote(text)}" for name, text in environment(config.limits).items())
-    text = _HEAD.format(path=path, app=config.app_name, exports=exports) + yaml.safe_dump(
-        value, sort_keys=False, allow_unicode=True
-    )
+    text = _HEAD.format(path=path, app=config.app_name) + yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -112,12 +110,7 @@ _HEAD = """\
 #   serve deploy {path} --address http://HEAD:8265
 #   serve status --address http://HEAD:8265        # until {app} is RUNNING; then ask /readyz
 #
-# Every node needs fuseline installed and the model folders below at the same paths (shared storage). Start Ray on each
-# with these in its environment, so that what Ray's proxy answers by itself (while no front is there) has the service's
-# error form and deadlines:
-#
-{exports}
-#
+# Every node needs fuseline installed and the model folders below at the same paths (shared storage).
 # Another model in a running service: edit this file, then
 #
 #   fuseline serve --swap {path} --address HEAD:6379

@@ -49,8 +49,10 @@ Header = tuple[bytes, bytes]
 
 
 def environment(limits: Limits) -> dict[str, str]:
-    """Return the variables that put this layer into the proxies of a Serve that starts with them."""
+    """Return the variables of Serve's controller that put this before its proxies, which inherit them."""
     return {
+        # Three failures in a row replace a proxy; with Ray's default, 10, nobody listens for half a minute.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:{middlewares.__name__}",
         DEADLINES: f"{limits.deadline_s:g} {limits.chat_deadline_s:g}",
     }

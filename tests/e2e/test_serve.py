@@ -234,7 +234,9 @@ def test_closing_streams_frees_the_engine(service):
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(address=address, log_to_driver=False)
     try:
-        handle = serve.get_deployment_handle("chat:tiny", "fuseline")
+        names = serve.status().applications["fuseline"].deployments
+        (engine,) = [name for name in names if name.startswith("chat:tiny:")]
+        handle = serve.get_deployment_handle(engine, "fuseline")
         assert handle.num_unfinished.remote().result() > 0, "the answers ended before they were closed"
         for stream in streams:
             stream.close()
