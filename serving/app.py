@@ -4,7 +4,7 @@ It knows its models as `ChatBackend` and `RewardBackend` only; Ray Serve is brou
 idea: every answer that is not 2xx goes through `ApiError`, whatever went wrong and wherever.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount, Route
 
 from serving import openapi, routes, visit
+from serving.auth import Kind
 from serving.backends import ChatBackend, RewardBackend
 from serving.config import Idempotency, Limits
 from serving.edge import HEADER_BYTES, Edge, Observers
@@ -36,6 +37,7 @@ def build_app(
     header_bytes: int = HEADER_BYTES,
     idempotency: Idempotency | None = None,
     run: Path | None = None,
+    seats: Mapping[Kind, int] | None = None,
 ) -> FastAPI:
     """Return the app over these backends, by model name.
 
@@ -50,6 +52,7 @@ def build_app(
         header_bytes: most bytes of request line and headers.
         idempotency: how long answers are kept for requests that are sent again.
         run: folder with the results of the run that the page shows.
+        seats: requests that are let in at once by kind, which the proxy is told with every answer.
     """
     shown_at = "/openapi.json" if documented else None
     app = FastAPI(title="fuseline", docs_url=None, redoc_url=None, openapi_url=shown_at)
@@ -77,6 +80,7 @@ def build_app(
         longest_s=max(limits.deadline_s, limits.chat_deadline_s) + BACKSTOP_S,
         header_bytes=header_bytes,
         adds_id=not behind_proxy,
+        seats=seats,
     )
     return app
 

@@ -42,7 +42,7 @@ OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/ui"})
 DATA_PATH = "/ui/data"
 """Below it the page reads rows of a run, which hold prompts: not open."""
 
-_REWARD_PATHS = frozenset({"/v1/rewards", "/v1/score", "/v1/rerank", "/v2/rerank"})
+REWARD_PATHS = frozenset({"/v1/rewards", "/v1/score", "/v1/rerank", "/v2/rerank"})
 
 
 class ApiKey(Placement):
@@ -225,7 +225,7 @@ class Guard:
         if not self._keys or is_open(path):
             return None
         key = self._find(_bearer(headers))
-        if path in _REWARD_PATHS and "reward" not in key.scopes:
+        if path in REWARD_PATHS and "reward" not in key.scopes:
             raise out_of_scope("reward")
         return key
 

@@ -75,6 +75,11 @@ class Replicas(Placement):
         """Copies that there are at most."""
         return self.autoscaling.max_replicas if self.autoscaling else self.replicas
 
+    def seats(self, ongoing: int, queued: int, *, fronts: int) -> int:
+        """Return how many requests one of `fronts` copies of the front lets in: its share of what replicas take, and a
+        queue of its own."""
+        return -(-self.most * ongoing // fronts) + queued
+
     def check_target(self, most: int, what: str) -> None:
         """Raise ValueError if a copy would be full before the load adds another one."""
         if self.autoscaling is not None and self.autoscaling.target_ongoing_requests > most:

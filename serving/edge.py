@@ -25,7 +25,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -35,7 +35,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import AccessLog
-from serving.auth import Guard
+from serving.auth import Guard, Kind
 from serving.errors import ApiError, trace
 from serving.telemetry import IN_FLIGHT, InMemory, Telemetry, report
 from serving.visit import CLIENT_CLOSED, CURRENT, Visit
@@ -50,7 +50,12 @@ _PROBES = frozenset({"/healthz", "/readyz"})
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-SECURITY_HEADERS = (
+SEATS = b"x-fuseline-seats"
+"""Header that tells the proxy how many requests are let in, `chat=48,reward=16`."""
+
+Header = tuple[bytes, bytes]
+
+SECURITY_HEADERS: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -83,6 +88,7 @@ class Edge:
         longest_s: float,
         header_bytes: int = HEADER_BYTES,
         adds_id: bool = True,
+        seats: Mapping[Kind, int] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Put the edge around `app`.
@@ -95,6 +101,7 @@ class Edge:
             longest_s: seconds after which any request is ended, also one whose client does not read its answer.
             header_bytes: most bytes of request line and headers.
             adds_id: False where something before the edge adds `x-request-id` to answers.
+            seats: what `serving.proxy` is told in the header `x-fuseline-seats`, which it takes out again.
             clock: seconds.
         """
         self._app = app
@@ -105,6 +112,9 @@ class Edge:
         self._longest_s = longest_s
         self._header_bytes = header_bytes
         self._adds_id = adds_id
+        self._own_headers = SECURITY_HEADERS
+        if seats is not None:
+            self._own_headers += ((SEATS, ",".join(f"{kind}={number}" for kind, number in seats.items()).encode()),)
         self._clock = clock
         self._in_flight: Counter[str] = Counter()
 
@@ -117,7 +127,7 @@ class Edge:
             return
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         visit = Visit(_request_id(scope), method, self._template(scope["path"]))
-        out = _Outgoing(send, visit, self._clock, adds_id=self._adds_id)
+        out = _Outgoing(send, visit, self._clock, headers=self._own_headers, adds_id=self._adds_id)
         entered = CURRENT.set(visit)
         try:
             await self._answer(scope, receive, out, visit)
@@ -242,7 +252,10 @@ class _Attended:
 class _Outgoing:
     """The answer on its way out: adds headers and notes status, times and whether it is whole."""
 
-    def __init__(self, send: Send, visit: Visit, clock: Callable[[], float], *, adds_id: bool) -> None:
+    def __init__(
+        self, send: Send, visit: Visit, clock: Callable[[], float], *, headers: Sequence[Header], adds_id: bool
+    ) -> None:
+        self._added = headers
         self._send = send
         self._visit = visit
         self._clock = clock
@@ -275,7 +288,7 @@ class _Outgoing:
     def _headers(self, given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         own = dict(given)
         self._is_stream = own.get(b"content-type", b"").startswith(b"text/event-stream")
-        added = [header for header in SECURITY_HEADERS if header[0] not in own]
+        added = [header for header in self._added if header[0] not in own]
         if self._adds_id:
             added.append((b"x-request-id", self._visit.request_id.encode()))
         return [*given, *added]

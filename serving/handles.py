@@ -1,15 +1,16 @@
 """Models behind Ray Serve handles: the two backends of the HTTP front, and what a failed call means to a client.
 
-The one idea: a call is first given to a replica and then answered, and each half has its own patience. A request that no
-replica takes is refused within seconds instead of waiting for its deadline: 429 where the model is at work, 503 where
-it has not answered anybody lately. Scoring has no effects, so a score whose replica died is asked for again.
+The one idea: a model has so many seats in this front, and who finds none is refused before anything is done for him. A
+call is then first given to a replica and then answered, and each half has its own patience: what no replica takes is
+refused within seconds instead of waiting for its deadline, with 429 where the model is at work and 503 where it has not
+answered anybody lately. Scoring has no effects, so a score whose replica died is asked for again.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -21,9 +22,10 @@ from fusion.errors import InputError
 from fusion.rows import Message
 from serving import deadline
 from serving.backends import Delta, Generation, Scored
-from serving.config import ChatModel
+from serving.config import ChatModel, RewardModel
 from serving.errors import ApiError, trace
 from serving.schemas import ModelCard
+from serving.telemetry import QUEUE, InMemory, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +35,29 @@ SCORE_ATTEMPTS = 3
 
 
 class _Model:
-    """What both kinds of models have in common: a card, and when a replica last answered."""
+    """What both kinds of models have in common: a card, seats, and when a replica last answered."""
 
-    def __init__(self, card: ModelCard) -> None:
+    def __init__(self, card: ModelCard, seats: int, telemetry: Telemetry) -> None:
         self.card = card
+        self.seats = seats
+        """Requests that this front lets in at once."""
+        self._telemetry = telemetry
+        self._seated = self._waiting = 0
         self._answered_at = -1e9
+
+    def check_seats(self) -> None:
+        """Raise overloaded where no seat is free."""
+        if self._seated >= self.seats:
+            raise ApiError("overloaded", f"{self.card.id} has too many waiting requests; try again")
+
+    @contextmanager
+    def _seat(self) -> Iterator[None]:
+        self.check_seats()
+        self._seated += 1
+        try:
+            yield
+        finally:
+            self._seated -= 1
 
     def _answered(self) -> None:
         self._answered_at = time.monotonic()
@@ -46,19 +66,36 @@ class _Model:
         """Wait until a replica has the request. Raises ApiError where none takes it."""
         begun = time.monotonic()
         try:
+            self._count_waiting(1)
             async with asyncio.timeout(min(TAKEN_WITHIN_S, max(0.0, deadline.remaining_s()))):
                 await assigned
         except TimeoutError:
             if self._answered_at > begun - TAKEN_WITHIN_S:
                 raise ApiError("overloaded", f"{self.card.id} has too many waiting requests; try again") from None
             raise ApiError("backend_unavailable", f"{self.card.id} takes no requests now; try again") from None
+        finally:
+            self._count_waiting(-1)
+
+    def _count_waiting(self, by: int) -> None:
+        self._waiting += by
+        self._telemetry.add(QUEUE, self._waiting, {"model": self.card.id})
 
 
 class EngineBackend(_Model):
     """A chat model behind a handle. Implements `ChatBackend`."""
 
-    def __init__(self, card: ModelCard, model: ChatModel, handle: DeploymentHandle) -> None:
-        super().__init__(card)
+    def __init__(
+        self,
+        card: ModelCard,
+        model: ChatModel,
+        handle: DeploymentHandle,
+        *,
+        fronts: int = 1,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        engine = model.engine
+        seats = engine.seats(engine.max_ongoing_requests, engine.queued_requests, fronts=fronts)
+        super().__init__(card, seats, telemetry or InMemory())
         self._folder = model.folder
         self._chat = Chat.load(model.folder, model.chat)
         # Any: its type does not know that a streaming handle gives a generator.
@@ -69,6 +106,7 @@ class EngineBackend(_Model):
         return self._chat.stop_ids
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
+        self.check_seats()  # before the work of rendering
         try:
             return list(self._chat.encode_prompt(messages))
         except InputError as error:
@@ -79,39 +117,52 @@ class EngineBackend(_Model):
         return str(self._chat.tokenizer.decode([token_id], skip_special_tokens=False))
 
     async def generate(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
-        stream = self._handle.generate.remote(generation)
-        try:
-            await self._taken(stream._to_object_ref_gen())
-            async for deltas in stream:
-                self._answered()
-                yield deltas
-        except Exception as error:
-            raise api_error(error, self.card.id) from error
-        finally:
-            # Closing the HTTP stream ends here; without this the engine would go on to the last token.
-            _give_up(stream)
+        with self._seat():
+            stream = self._handle.generate.remote(generation)
+            try:
+                await self._taken(stream._to_object_ref_gen())
+                async for deltas in stream:
+                    self._answered()
+                    yield deltas
+            except Exception as error:
+                raise api_error(error, self.card.id) from error
+            finally:
+                # Closing the HTTP stream ends here; without this the engine would go on to the last token.
+                _give_up(stream)
 
 
 class ScorerBackend(_Model):
     """A reward model behind a handle. Implements `RewardBackend`."""
 
-    def __init__(self, card: ModelCard, handle: DeploymentHandle) -> None:
-        super().__init__(card)
+    def __init__(
+        self,
+        card: ModelCard,
+        model: RewardModel,
+        handle: DeploymentHandle,
+        *,
+        on_gpu: bool,
+        fronts: int = 1,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        placement = model.placement
+        ongoing, queued = placement.ongoing_requests(on_gpu=on_gpu), placement.queued_requests(on_gpu=on_gpu)
+        super().__init__(card, placement.seats(ongoing, queued, fronts=fronts), telemetry or InMemory())
         self._handle = handle
         self._has_told = False
 
     async def score(
         self, conversations: Sequence[tuple[Message, ...]], *, truncation: Literal["error", "left", "right"]
     ) -> list[Scored]:
-        for attempt in range(1, SCORE_ATTEMPTS + 1):
-            try:
-                return await self._ask(list(conversations), truncation)
-            except RayActorError as error:
-                if attempt == SCORE_ATTEMPTS:
+        with self._seat():
+            for attempt in range(1, SCORE_ATTEMPTS + 1):
+                try:
+                    return await self._ask(list(conversations), truncation)
+                except RayActorError as error:
+                    if attempt == SCORE_ATTEMPTS:
+                        raise api_error(error, self.card.id) from error
+                    logger.warning("a replica of %s died; asking another one", self.card.id)
+                except Exception as error:
                     raise api_error(error, self.card.id) from error
-                logger.warning("a replica of %s died; asking another one", self.card.id)
-            except Exception as error:
-                raise api_error(error, self.card.id) from error
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, conversations: list[tuple[Message, ...]], truncation: str) -> list[Scored]:

@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from fusion.errors import StageError
 from serving.access import AccessLog
 from serving.app import build_app
-from serving.auth import ApiKey, Guard, load_keys
+from serving.auth import ApiKey, Guard, Kind, load_keys
 from serving.cards import chat_card, reward_card
 from serving.config import ServeConfig
 from serving.edge import Observers
@@ -28,7 +28,7 @@ from serving.layout import FRONT, STEADY, engine_name, reward_name, scaling
 from serving.ray_metrics import RayTelemetry
 from serving.readiness import Readiness, probes
 from serving.schemas import ModelCard
-from serving.telemetry import InMemory
+from serving.telemetry import InMemory, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +43,13 @@ class Front:
         cards: dict[str, ModelCard],
         chats: dict[str, DeploymentHandle],
         rewards: dict[str, DeploymentHandle],
+        on_gpu: bool,
         keys: tuple[ApiKey, ...] = (),
     ) -> None:
         self._config = config
         self._keys = keys
-        self._models = Models(config, cards, chats, rewards)
+        self._telemetry = RayTelemetry() if config.observability.metrics else InMemory()
+        self._models = Models(config, cards, chats, rewards, on_gpu=on_gpu, telemetry=self._telemetry)
         self._readiness = self._models.readiness()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -70,15 +72,12 @@ class Front:
             header_bytes=self._config.security.header_bytes,
             idempotency=self._config.idempotency,
             run=self._config.run,
+            seats=self._models.seats(),
         )
 
     def _observers(self) -> Observers:
-        seen = self._config.observability
-        return Observers(
-            Guard(self._keys, fronts=self._config.http.most),
-            RayTelemetry() if seen.metrics else InMemory(),
-            AccessLog(seen.access_log),
-        )
+        guard = Guard(self._keys, fronts=self._config.http.most)
+        return Observers(guard, self._telemetry, AccessLog(self._config.observability.access_log))
 
     def cards(self) -> dict[str, ModelCard]:
         """Return the cards of the models that this front serves; for the command that swaps them."""
@@ -98,11 +97,29 @@ class Models:
         cards: dict[str, ModelCard],
         chats: Mapping[str, DeploymentHandle],
         rewards: Mapping[str, DeploymentHandle],
+        *,
+        on_gpu: bool,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._config = config
         self.cards = cards
-        self.chats = {name: EngineBackend(cards[name], config.chat[name], h) for name, h in chats.items()}
-        self.rewards = {name: ScorerBackend(cards[name], h) for name, h in rewards.items()}
+        fronts = config.http.most
+        self.chats = {
+            name: EngineBackend(cards[name], config.chat[name], handle, fronts=fronts, telemetry=telemetry)
+            for name, handle in chats.items()
+        }
+        self.rewards = {
+            name: ScorerBackend(
+                cards[name], config.rewards[name], handle, on_gpu=on_gpu, fronts=fronts, telemetry=telemetry
+            )
+            for name, handle in rewards.items()
+        }
+
+    def seats(self) -> dict[Kind, int]:
+        """Return how many requests all fronts together let in, by the kind of route: scores are asked for by chat too."""
+        reward = sum(model.seats for model in self.rewards.values())
+        found: dict[Kind, int] = {"chat": sum(model.seats for model in self.chats.values()) + reward, "reward": reward}
+        return {kind: seats * self._config.http.most for kind, seats in found.items()}
 
     def readiness(self) -> Readiness:
         """Return what says whether all of them answer well."""
@@ -163,4 +180,4 @@ def build_application(config: ServeConfig, *, on_gpu: bool) -> Application:
         graceful_shutdown_timeout_s=config.limits.chat_deadline_s + 5,
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={**actor, **({"resources": config.http.resources} if config.http.resources else {})},
-    ).bind(config, cards, chats, rewards, keys)
+    ).bind(config, cards, chats, rewards, on_gpu, keys)

@@ -13,7 +13,8 @@ Of a request it
 
 Of an answer: what the proxy itself says (no application at this path, no replica, a replica that died) gets the
 envelope and `Retry-After`, and a stream whose replica died ends with an error event. An answer of an
-application passes as it is. Where no answer has begun some seconds past the deadline, the layer gives one. Without
+application passes as it is. And who would find no seat is told so here, at a tenth of what it costs to ask the front:
+how many seats there are is learnt from a header of its answers. Where no answer has begun some seconds past the deadline, the layer gives one. Without
 this layer the service is as safe, but such answers are the proxy's own.
 """
 
@@ -23,14 +24,17 @@ import logging
 import math
 import os
 import uuid
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.auth import REWARD_PATHS, Kind
 from serving.config import Limits
-from serving.edge import REQUEST_ID
+from serving.edge import REQUEST_ID, SEATS, Header
 from serving.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +49,8 @@ CLIENT_TIMEOUT = b"x-request-timeout-seconds"
 RENAMED_TIMEOUT = b"x-fuseline-timeout-seconds"
 DISCONNECT_DISABLED = b"x-request-disconnect-disabled"
 
-Header = tuple[bytes, bytes]
+SPARE_SEATS = 2
+"""Requests beyond the seats that the proxy lets through, because an answer is on its way while its seat is free again."""
 
 
 def environment(limits: Limits) -> dict[str, str]:
@@ -71,16 +76,33 @@ class ProxyLayer:
     def __init__(self, app: ASGIApp, *, deadline_s: float = math.inf, chat_deadline_s: float = math.inf) -> None:
         self._app = app
         self._begun_within_s = {True: chat_deadline_s + GRACE_S, False: deadline_s + GRACE_S}
+        self._seats: dict[Kind, int] = {}
+        self._seated: Counter[Kind] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         scope = {**scope, "headers": clean(scope["headers"])}
-        out = _Answer(scope, send)
+        out = _Answer(scope, send, self._learn)
         if scope["path"].rstrip("/") == "/-/routes":
             await out.replace(ApiError("not_found", f"{scope['method']} /-/routes does not exist"))
             return
+        kind = _kind(scope["path"])
+        if kind is None:
+            await self._pass_on(scope, receive, out)
+            return
+        if self._seated[kind] >= self._seats.get(kind, math.inf):
+            await out.replace(ApiError("overloaded", "too many requests are in progress; try again"))
+            return
+        self._seated[kind] += 1
+        try:
+            await self._pass_on(scope, receive, out)
+        finally:
+            self._seated[kind] -= 1
+
+    async def _pass_on(self, scope: Scope, receive: Receive, out: "_Answer") -> None:
+        """Let the proxy answer, and answer in its stead where it does not."""
         within_s = self._begun_within_s[scope["path"] == CHAT]
         try:
             async with asyncio.timeout(within_s if math.isfinite(within_s) else None) as out.limit:
@@ -96,6 +118,17 @@ class ProxyLayer:
         await out.end(
             ApiError("backend_unavailable", "the copy of the service that had this request is gone; try again")
         )
+
+    def _learn(self, told: bytes) -> None:
+        """Take over how many seats there are, `chat=48,reward=16`."""
+        for part in bytes(told).decode().split(","):
+            kind, _, number = part.partition("=")
+            if kind in ("chat", "reward"):
+                self._seats[kind] = int(number) + SPARE_SEATS
+
+
+def _kind(path: str) -> Kind | None:
+    return "chat" if path == CHAT else "reward" if path in REWARD_PATHS else None
 
 
 def clean(headers: list[Header]) -> list[Header]:
@@ -121,8 +154,9 @@ def _is_utf8(value: bytes) -> bool:
 class _Answer:
     """The answer of the proxy: passed on, or replaced where it is the proxy's own error."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, learn: Callable[[bytes], None]) -> None:
         self._scope = scope
+        self._learn = learn
         self._send = send
         self.limit: asyncio.Timeout | None = None
         """Ends the wait for an answer; from its first byte on, the deadline of the front counts."""
@@ -142,6 +176,10 @@ class _Answer:
             if own is not None:
                 await self.replace(own, headers.get(b"x-request-id"))
                 return
+            if SEATS in headers:
+                self._learn(headers[SEATS])
+                kept = [(name, value) for name, value in message["headers"] if bytes(name).lower() != SEATS]
+                message = {**message, "headers": kept}
             self.started = True
             self._is_stream = bytes(headers.get(b"content-type", b"")).startswith(b"text/event-stream")
         elif message["type"] == "http.response.body":

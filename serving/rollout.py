@@ -148,7 +148,8 @@ def _wanted(application: Application, app: str) -> tuple[Deployments, Models]:
         wanted[deployment.name] = Deployment(deployment.name, options, deployment._replica_config, context.get_job_id())
     (front,) = (deployment for deployment in built.deployments if deployment.name == FRONT)
     arguments: Any = front.init_args
-    return wanted, Models(*arguments)
+    config, cards, chats, rewards, on_gpu, _ = arguments
+    return wanted, Models(config, cards, chats, rewards, on_gpu=on_gpu)
 
 
 def _deploy(client: ServeControllerClient, app: str, deployments: Deployments) -> None:

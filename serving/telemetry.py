@@ -46,6 +46,12 @@ FIRST_TOKEN = Metric(
     _FIRST_TOKEN_BUCKETS,
 )
 IN_FLIGHT = Metric("fuseline_in_flight", "gauge", "Requests in one copy of the HTTP front.", ("route",))
+QUEUE = Metric(
+    "fuseline_queue",
+    "gauge",
+    "Requests in one copy of the front that no replica of the model has taken yet.",
+    ("model",),
+)
 TOKENS = Metric("fuseline_tokens_total", "counter", "Tokens read or written by models.", ("model", "kind"))
 TRUNCATED = Metric("fuseline_truncated_total", "counter", "Conversations that were cut to be scored.", ("model",))
 NON_FINITE = Metric("fuseline_non_finite_total", "counter", "Scores that were not finite.", ("model",))
@@ -53,7 +59,7 @@ REJECTED = Metric(
     "fuseline_rejected_total", "counter", "Requests refused for load or a missing right, by code.", ("reason",)
 )
 
-METRICS = (REQUESTS, SECONDS, FIRST_TOKEN, IN_FLIGHT, TOKENS, TRUNCATED, NON_FINITE, REJECTED)
+METRICS = (REQUESTS, SECONDS, FIRST_TOKEN, IN_FLIGHT, QUEUE, TOKENS, TRUNCATED, NON_FINITE, REJECTED)
 
 _REJECTIONS = frozenset({"overloaded", "rate_limited", "missing_api_key", "invalid_api_key", "forbidden", "not_ready"})
 

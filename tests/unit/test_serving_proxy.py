@@ -99,3 +99,34 @@ def test_waiting_for_a_front_ends_after_the_deadline_and_a_begun_stream_does_not
             await asyncio.sleep(0.3)
 
     assert ask(StreamingResponse(pieces()), "/v1/rewards", limits=limits).text == "ab"
+
+
+def test_who_would_find_no_seat_is_told_so_without_asking_the_front():
+    """The front says two seats; with the two spare ones, the fifth request at once is refused by the proxy itself."""
+    (wrap,) = middlewares()
+    entered, release = [], asyncio.Event()
+
+    async def front(scope, receive, send):
+        entered.append(scope["path"])
+        if scope["path"] == "/v1/rewards":
+            await release.wait()
+        await JSONResponse({}, headers={"x-fuseline-seats": "chat=9,reward=2"})(scope, receive, send)
+
+    async def run():
+        wrapped = wrap.cls(front, *wrap.args, **wrap.kwargs)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(wrapped), base_url="http://x") as client:
+            told = await client.get("/readyz")
+            assert "x-fuseline-seats" not in told.headers
+            waiting = [asyncio.create_task(client.post("/v1/rewards")) for _ in range(4)]
+            while entered.count("/v1/rewards") < 4:
+                await asyncio.sleep(0)
+            refused = await client.post("/v1/score")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+            assert refused.headers["retry-after"] == "1" and refused.headers["x-request-id"]
+            assert (await client.post("/v1/chat/completions")).status_code == 200  # seats of its own
+            release.set()
+            assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
+            assert (await client.post("/v1/rewards")).status_code == 200
+
+    asyncio.run(run())
+    assert "/v1/score" not in entered
