@@ -49,9 +49,6 @@ CLIENT_TIMEOUT = b"x-request-timeout-seconds"
 RENAMED_TIMEOUT = b"x-fuseline-timeout-seconds"
 DISCONNECT_DISABLED = b"x-request-disconnect-disabled"
 
-SPARE_SEATS = 2
-"""Requests beyond the seats that the proxy lets through, because an answer is on its way while its seat is free again."""
-
 
 def environment(limits: Limits) -> dict[str, str]:
     """Return the variables of Serve's controller that put this before its proxies, which inherit them."""
@@ -124,7 +121,7 @@ class ProxyLayer:
         for part in bytes(told).decode().split(","):
             kind, _, number = part.partition("=")
             if kind in ("chat", "reward"):
-                self._seats[kind] = int(number) + SPARE_SEATS
+                self._seats[kind] = int(number)
 
 
 def _kind(path: str) -> Kind | None:
