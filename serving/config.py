@@ -146,8 +146,8 @@ class RewardPlacement(Replicas):
     batch_wait_s: float = Field(default=0.005, ge=0)
     """How long the first request of a batch waits for others, in seconds."""
     max_queued_requests: int | None = Field(default=None, ge=0)
-    """Requests that may wait for a replica; one more is answered 429. null is twice as many as one replica takes: who
-    would wait longer is better told to come back."""
+    """Requests that may wait for a replica; one more is answered 429. null is as many as one replica takes: who would
+    wait longer is better told to come back."""
 
     def batch_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests are scored together."""
@@ -159,9 +159,7 @@ class RewardPlacement(Replicas):
 
     def queued_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests may wait for a replica."""
-        if self.max_queued_requests is not None:
-            return self.max_queued_requests
-        return 2 * self.ongoing_requests(on_gpu=on_gpu)
+        return self.ongoing_requests(on_gpu=on_gpu) if self.max_queued_requests is None else self.max_queued_requests
 
     @model_validator(mode="after")
     def _scales(self) -> Self:
