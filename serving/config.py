@@ -145,9 +145,9 @@ class RewardPlacement(Replicas):
     """Share of a GPU that one copy asks Ray for; not used on CPU."""
     batch_wait_s: float = Field(default=0.005, ge=0)
     """How long the first request of a batch waits for others, in seconds."""
-    max_queued_requests: int | None = Field(default=None, ge=0)
-    """Requests that may wait for a replica; one more is answered 429. null is as many as one replica takes: who would
-    wait longer is better told to come back."""
+    max_queued_requests: int = Field(default=32, ge=0)
+    """Requests that may wait for a replica; one more is answered 429. Enough to bridge the seconds in which a killed
+    replica is replaced or a new model loads beside this one; fewer keep the answers of an overloaded service quicker."""
 
     def batch_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests are scored together."""
@@ -156,10 +156,6 @@ class RewardPlacement(Replicas):
     def ongoing_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests one replica takes: one batch is scored while the next one gathers."""
         return 2 * self.batch_requests(on_gpu=on_gpu)
-
-    def queued_requests(self, *, on_gpu: bool) -> int:
-        """Return how many requests may wait for a replica."""
-        return self.ongoing_requests(on_gpu=on_gpu) if self.max_queued_requests is None else self.max_queued_requests
 
     @model_validator(mode="after")
     def _scales(self) -> Self:

@@ -145,8 +145,9 @@ class ScorerBackend(_Model):
         telemetry: Telemetry | None = None,
     ) -> None:
         placement = model.placement
-        ongoing, queued = placement.ongoing_requests(on_gpu=on_gpu), placement.queued_requests(on_gpu=on_gpu)
-        super().__init__(card, placement.seats(ongoing, queued, fronts=fronts), telemetry or InMemory())
+        ongoing = placement.ongoing_requests(on_gpu=on_gpu)
+        seats = placement.seats(ongoing, placement.max_queued_requests, fronts=fronts)
+        super().__init__(card, seats, telemetry or InMemory())
         self._handle = handle
         self._has_told = False
 

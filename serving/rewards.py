@@ -126,6 +126,6 @@ def reward_deployment(card: ModelCard, model: RewardModel, *, name: str, on_gpu:
         **scaling(placement),
         name=name,
         max_ongoing_requests=placement.ongoing_requests(on_gpu=on_gpu),
-        max_queued_requests=placement.queued_requests(on_gpu=on_gpu),
+        max_queued_requests=placement.max_queued_requests,
         ray_actor_options={"num_cpus": placement.cpus, "runtime_env": {"env_vars": environment}, **resources},
     ).bind(card.id, model.folder, model.settings, placement, device="cuda" if on_gpu else "cpu")

@@ -39,7 +39,7 @@ async def open_loop(
     """Send about `rate * seconds` requests and return what became of each.
 
     Args:
-        retries: how often a client asks again after 503 or a broken connection.
+        retries: how often a client asks again after 429, 503 or a broken connection.
         retry_after_s: how long it waits before.
     """
     rng = random.Random(seed)
@@ -60,7 +60,7 @@ async def _one(send: Send, number: int, begun: float, retries: int, retry_after_
             status, wrong = await send(number)
         except httpx.HTTPError as error:
             status, wrong = 0, f"{type(error).__name__}: {error}"
-        if attempt > retries or status not in (0, 503):
+        if attempt > retries or status not in (0, 429, 503):
             return Outcome(started - begun, time.perf_counter() - started, status, attempt, wrong)
         attempt += 1
         await asyncio.sleep(retry_after_s)
