@@ -59,7 +59,7 @@ class Example:
             timeout=300,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
         assert done.stdout.strip(), f"nothing was printed by:\n{self.text}"
         assert not re.search(r'"error":\s*\{', done.stdout), done.stdout  # curl ends with 0 for a refusal
         return done.stdout
