@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -47,12 +48,22 @@ def remove_abandoned(below: Path) -> None:
     """Remove our session directories whose owner is dead."""
     for lock in below.glob(f"{PREFIX}*/{LOCK}"):
         with contextlib.suppress(FileNotFoundError):  # another driver is removing it too
-            found = lock.stat()
-            if found.st_uid == os.getuid() and time.time() - found.st_mtime > YOUNG_S and not is_locked(lock):
+            if _is_ours(lock) and time.time() - lock.stat().st_mtime > YOUNG_S and not is_locked(lock):
                 shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def living(below: Path = Path("/tmp")) -> list[Path]:
     """Return the session directories of our drivers that live."""
-    locks = sorted(below.glob(f"{PREFIX}*/{LOCK}"))
-    return [lock.parent for lock in locks if lock.stat().st_uid == os.getuid() and is_locked(lock)]
+    return [lock.parent for lock in sorted(below.glob(f"{PREFIX}*/{LOCK}")) if _is_ours(lock) and is_locked(lock)]
+
+
+def _is_ours(lock: Path) -> bool:
+    """Return whether this user made the directory and the lock in it. Everybody may write into /tmp, so a directory of
+    somebody else may hold a link to a lock of ours; links are not followed.
+    """
+    try:
+        directory, file = lock.parent.lstat(), lock.lstat()
+    except FileNotFoundError:  # its owner has just removed it
+        return False
+    are_plain = stat.S_ISDIR(directory.st_mode) and stat.S_ISREG(file.st_mode)
+    return are_plain and directory.st_uid == file.st_uid == os.getuid()

@@ -91,6 +91,13 @@ def serve(
     set_: Sets = None,
     host: Annotated[str | None, typer.Option(help="Address to bind to; default: the config's, 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the HTTP service; default: the config's, 8000.")] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="Hashed API keys, made with `python -m jobs.keys`.")] = None,
+    keys_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable that holds plain API keys.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Allow a --host that other machines reach; needs keys.")
+    ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster (auto, host:port); default: own.")] = None,
     swap: Annotated[
         bool, typer.Option("--swap", help="Put these models in the place of those of the running service.")
@@ -101,8 +108,10 @@ def serve(
 ) -> None:
     """Serve the models of a finished run or of a serve config, on this machine or a cluster."""
     from jobs.serve import serve_files
+    from jobs.serve_config import given_security
 
-    serve_files(files, set_ or [], host=host, port=port, address=address, swap=swap, write=write)
+    security = given_security(keys_file=keys_file, keys_env=keys_env, public=public)
+    serve_files(files, set_ or [], host=host, port=port, security=security, address=address, swap=swap, write=write)
 
 
 @app.command()

@@ -30,6 +30,10 @@ def command(
     allow_empty: Annotated[bool, typer.Option("--allow-empty", help="Score empty responses too.")] = False,
     normalize: Annotated[str | None, typer.Option(help="sigmoid maps scores to 0..1.")] = None,
     objectives: Annotated[bool, typer.Option("--objectives", help="Keep the named parts of each score.")] = False,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WEIGHT", help="Of a model with several outputs: what makes the score; repeatable."),
+    ] = None,
     replicas: Annotated[int, typer.Option(help="Copies of the model side by side.")] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
     chunk_rows: Annotated[int, typer.Option(help="Rows in one part: the work that a kill can cost.")] = 1024,
@@ -47,7 +51,7 @@ def command(
     enter_base(base, {"input": source, "--model": model, "--out": out, "--work": work})
     request = Request(
         source, model, out, work, name, max_length, truncation, dtype, allow_empty, normalize, objectives,
-        replicas, accelerator, chunk_rows, address, repair,
+        tuple(objective or ()), replicas, accelerator, chunk_rows, address, repair,
     )  # fmt: skip
     score_file(request, command=resume)
 

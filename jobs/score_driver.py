@@ -7,9 +7,10 @@ nothing. The output is written anew each time, from the stage's parts.
 
 import dataclasses
 import json
+import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -55,6 +56,8 @@ class Request:
     allow_empty: bool
     normalize: str | None
     objectives: bool
+    weights: tuple[str, ...]
+    """NAME=WEIGHT of each output that makes the score."""
     replicas: int
     accelerator: str
     chunk_rows: int
@@ -78,6 +81,7 @@ def score_file(request: Request, *, command: str) -> Path:
         max_length=request.max_length,
         truncation="quarantine" if request.truncation == "error" else request.truncation,
         dtype=request.dtype,
+        objectives=parse_weights(request.weights) or None,
     )
     source = open_rows(request.source)
     source = dataclasses.replace(source, path=source.path.absolute())  # workers stand elsewhere
@@ -197,6 +201,23 @@ def _check_choices(request: Request) -> None:
     ):
         if value not in choices:
             raise InputError(f"{option} {value}: use {' or '.join(c for c in choices if c)}")
+
+
+def parse_weights(given: Sequence[str]) -> dict[str, float]:
+    """Return the weights that `--objective NAME=WEIGHT` gives, by name. Raises InputError for a bad or repeated one."""
+    weights: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")  # the last one: a name may hold one too
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name or not math.isfinite(weight):
+            raise InputError(f"--objective {text}: write it as NAME=WEIGHT, e.g. helpful=1.0")
+        if name in weights:
+            raise InputError(f"--objective names {name} twice")
+        weights[name] = weight
+    return weights
 
 
 def _check_length(request: Request) -> None:

@@ -17,11 +17,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -29,7 +29,8 @@ from pydantic import TypeAdapter, ValidationError
 from fusion.errors import FuselineError, InputError, StageError
 from fusion.placement import Accelerator
 from jobs.swap import announce
-from serving.config import ChatModel, EnginePlacement, RewardModel, ServeConfig
+from serving.auth import load_keys
+from serving.config import ChatModel, EnginePlacement, RewardModel, Security, ServeConfig
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +52,13 @@ def serve(config: ServeConfig, *, block: bool = True, address: str | None = None
 
     Raises:
         ModelError: a model folder cannot be served.
-        InputError: the port is taken by something else.
+        InputError: the port is taken by something else, or the API keys cannot be read.
         ClusterError: no such cluster, or it lacks the GPUs that were asked for.
         StageError: the application did not become ready in time.
     """
     config.check_folders()
-    import ray  # takes seconds; bad folders need none
+    load_keys(config.security)
+    import ray  # takes seconds; bad folders and keys need none
 
     from cluster.connect import connect, nodes
 
@@ -71,7 +73,8 @@ def serve(config: ServeConfig, *, block: bool = True, address: str | None = None
             url = _deploy(config, on_gpu=on_gpu, stopped=stopped)
             announce(config.app_name, url)
             if block:
-                _print_welcome(config, url)
+                print(f"Ray cluster: {ray.get_runtime_context().gcs_address}")
+                print("\n".join(welcome(config, url)), flush=True)
                 stopped.wait()
                 print("stopping", flush=True)
         except BaseException:
@@ -224,21 +227,27 @@ def listen(stopped: threading.Event) -> None:
         signal.signal(number, on_signal)
 
 
-def _print_welcome(config: ServeConfig, url: str) -> None:
-    import ray
-
-    print(f"Ray cluster: {ray.get_runtime_context().gcs_address}")
-    print(f"serving at {url} (models: {', '.join([*config.chat, *config.rewards])}); Ctrl-C ends it", flush=True)
+def welcome(config: ServeConfig, url: str) -> list[str]:
+    """Return what a person is told once the service is ready: where it is, where it writes, how to call it."""
+    lines = [
+        f"serving at {url} (models: {', '.join([*config.chat, *config.rewards])}); Ctrl-C ends it",
+        f"page: {url}/ui",
+    ]
+    if (log := config.observability.access_log) not in ("off", "stderr", "stdout"):
+        lines.append(f"access log: {log}")
+    keyed = config.security.has_keys
     for name in list(config.chat)[:1]:
         body = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
-        print(_curl(f"{url}/v1/chat/completions", body), flush=True)
+        lines.append(_curl(f"{url}/v1/chat/completions", body, keyed=keyed))
     for name in list(config.rewards)[:1]:
         item = {"id": "a", "prompt": "2 + 2 = ?", "responses": ["4", "5"]}
-        print(_curl(f"{url}/v1/rewards", {"model": name, "input": [item]}), flush=True)
+        lines.append(_curl(f"{url}/v1/rewards", {"model": name, "input": [item]}, keyed=keyed))
+    return lines
 
 
-def _curl(url: str, body: object) -> str:
-    return f"  curl -s {url} -H 'content-type: application/json' -d {shlex.quote(json.dumps(body))}"
+def _curl(url: str, body: object, *, keyed: bool) -> str:
+    key = '-H "Authorization: Bearer $FUSELINE_API_KEY" ' if keyed else ""
+    return f"  curl -s {url} -H 'content-type: application/json' {key}-d {shlex.quote(json.dumps(body))}"
 
 
 # ---- commands ---------------------------------------------------------------------------------
@@ -250,11 +259,12 @@ def serve_files(
     *,
     host: str | None,
     port: int | None,
+    security: Mapping[str, Any],
     address: str | None,
     swap: bool,
     write: Path | None,
 ) -> None:
-    """Serve, swap or write what these files say; `host` and `port` win over them.
+    """Serve, swap or write what these files say; `host`, `port` and the fields in `security` win over them.
 
     Raises:
         FuselineError: bad input, or a service that does not come up.
@@ -264,7 +274,7 @@ def serve_files(
 
     if swap and (write or host or port):
         raise InputError("--swap keeps the address of the running service and writes nothing; leave the others out")
-    config = load_config(files, assignments, host=host, port=port)
+    config = load_config(files, assignments, host=host, port=port, security=security)
     if swap:
         swap_models(config, address=address)
     elif write is not None:
@@ -284,17 +294,25 @@ def command(
     max_model_len: Annotated[
         int | None, typer.Option(help="Prompt plus answer in tokens; default: the model's.")
     ] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="Hashed API keys, made with `python -m jobs.keys`.")] = None,
+    keys_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable that holds plain API keys.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Allow a --host that other machines reach; needs keys.")
+    ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default: this job's, else one of our own.")] = None,
 ) -> None:
     """Serve local model folders."""
-    engine = EnginePlacement(max_model_len=max_model_len)
     try:
+        engine = EnginePlacement(max_model_len=max_model_len)
         config = ServeConfig(
             chat={name: ChatModel(folder=folder, engine=engine) for name, folder in _pairs(chat, "--chat").items()},
             rewards={name: RewardModel(folder=folder) for name, folder in _pairs(reward, "--reward").items()},
             host=host,
             port=port,
             accelerator=TypeAdapter(Accelerator).validate_python(accelerator),
+            security=Security(keys_file=keys_file, keys_env=keys_env, public=public),
         )
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]

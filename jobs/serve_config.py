@@ -4,7 +4,7 @@ Which one a file is stands in its content: a recipe has a `target`, a file for a
 serve config has its models at the top. Overlays and `--set` work on all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 
 from fusion.chat import ChatConfig
 from fusion.errors import InputError, RecipeError, StageError
-from fusion.loading import read_layers, validate
+from fusion.loading import merge, read_layers, validate
 from fusion.models import PinnedModel
 from fusion.recipe import Recipe
 from serving.config import ChatModel, RewardModel, ServeConfig
@@ -22,20 +22,26 @@ BUILDER = "serving.ingress:build"
 
 
 def load_config(
-    paths: Sequence[Path], assignments: Sequence[str] = (), *, host: str | None = None, port: int | None = None
+    paths: Sequence[Path],
+    assignments: Sequence[str] = (),
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    security: Mapping[str, Any] | None = None,
 ) -> ServeConfig:
-    """Return the service that these files describe; `host` and `port` win over them.
+    """Return the service that these files describe; `host`, `port` and the fields in `security` win over them.
 
     Raises:
         RecipeError: one line per mistake, each with file, field and the nearest name.
         StageError: a recipe whose run has not exported its model yet.
     """
     where = ", ".join(map(str, paths))
-    own = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    given = {"host": host, "port": port, "security": dict(security) if security else None}
+    own = {name: value for name, value in given.items() if value is not None}
     data = read_layers(paths[:1], called="file")
     if "target" in data or "sources" in data:
         recipe = validate(Recipe, read_layers(paths, assignments, called="recipe"), where=where)
-        return validate(ServeConfig, {**from_recipe(recipe), **own}, where=where)
+        return validate(ServeConfig, merge(from_recipe(recipe), own), where=where)
     if "applications" in data:
         data = _arguments(data, str(paths[0]))
     elif not data.keys() & {"chat", "rewards"}:
@@ -43,7 +49,7 @@ def load_config(
             f"{paths[0]}: neither a recipe (it has no 'target') nor a serve config (it has no 'chat' or 'rewards')"
         )
     data = read_layers(paths[1:], assignments, called="serve config", base=data)
-    return validate(ServeConfig, {**data, **own}, where=where)
+    return validate(ServeConfig, merge(data, own), where=where)
 
 
 def _arguments(data: dict[str, Any], where: str) -> dict[str, Any]:
@@ -55,7 +61,8 @@ def _arguments(data: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def from_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields of the `ServeConfig` of a finished run: the exported arm under its name, the models named beside it, the rewards.
+    """Return the fields of the `ServeConfig` of a finished run: the exported arm under its name, the models named beside
+    it, the rewards, and an access log beside the run's results.
 
     Raises:
         RecipeError: the recipe serves nothing.
@@ -77,7 +84,14 @@ def from_recipe(recipe: Recipe) -> dict[str, Any]:
         name: RewardModel(folder=PinnedModel(name, ref, digests).folder(), canary=ref.canary)
         for name, ref in recipe.serve.rewards.items()
     }
-    return {"chat": chat, "rewards": rewards, "run": recipe.result_dir}
+    log = {"access_log": str(recipe.result_dir / "access.jsonl")}
+    return {"chat": chat, "rewards": rewards, "run": recipe.result_dir, "observability": log}
+
+
+def given_security(*, keys_file: Path | None, keys_env: str | None, public: bool) -> dict[str, Any]:
+    """Return the fields of `Security` that a command line gives; what it leaves out is the file's."""
+    given = {"keys_file": keys_file, "keys_env": keys_env, "public": public or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def write_deploy_file(config: ServeConfig, path: Path) -> None:

@@ -11,7 +11,9 @@ import threading
 from pathlib import Path
 
 from cluster.session import living
+from fusion.artifact import write_json
 from fusion.errors import ClusterError, StageError
+from serving.auth import load_keys
 from serving.config import ServeConfig
 
 NOTE = "service.json"
@@ -28,7 +30,7 @@ def announce(app: str, url: str) -> None:
     if session is not None:
         address = ray.get_runtime_context().gcs_address
         note = {"app": app, "url": url, "address": address, "auth": os.environ.get(AUTH)}
-        (session / NOTE).write_text(json.dumps(note))
+        write_json(session / NOTE, note)  # as a whole: `find` may be reading
 
 
 def find(app: str, below: Path = Path("/tmp")) -> dict[str, str]:
@@ -51,11 +53,12 @@ def swap(config: ServeConfig, *, address: str | None = None) -> None:
     """Put the models of `config` in the place of those that the service has; returns when they serve.
 
     Raises:
-        ModelError: a folder cannot be served.
+        InputError: a folder cannot be served, or the API keys cannot be read or are left out.
         ClusterError: no such service, or no room for the new models beside the old ones.
         StageError: the new models do not load or answer badly; the old ones are still served.
     """
     config.check_folders()
+    load_keys(config.security)
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
         note = find(config.app_name)

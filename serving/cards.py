@@ -10,6 +10,7 @@ from fusion.chat import Chat, ChatConfig
 from fusion.config import fingerprint
 from fusion.errors import ModelError
 from fusion.models import check_folder, folder_digest
+from fusion.rewards.sequence_classifier import ScoreRule
 from serving.config import ChatModel, RewardModel
 from serving.schemas import ModelCard
 
@@ -56,6 +57,8 @@ def reward_card(name: str, model: RewardModel) -> ModelCard:
             f"{model.folder / 'config.json'}: {architectures[0]} is not a reward model; "
             "one whose architecture ends with ForSequenceClassification is needed"
         )
+    outputs = _outputs(config)
+    ScoreRule.of(outputs, model.settings.objectives, name=str(model.folder / "config.json"))  # raises, before any load
     limit = model.settings.max_length or _max_length(config)
     if limit is None:
         raise ModelError(f"{model.folder / 'config.json'} does not say how long the context is; set max_length")
@@ -73,17 +76,19 @@ def reward_card(name: str, model: RewardModel) -> ModelCard:
         update={
             "score_direction": "higher_is_better",
             "score_range": model.score_range,
-            "objectives": _objectives(config),
+            "objectives": outputs if len(outputs) > 1 else None,
             "canary": canary,
             "revision": _reward_revision(card.revision, model),
         }
     )
 
 
-def _objectives(config: dict[str, Any]) -> list[str] | None:
-    """Return the names of a model's outputs, where it has several."""
-    names = config.get("id2label") or {}
-    return [str(names[i]) for i in sorted(names, key=int)] if len(names) > 1 else None
+def _outputs(config: dict[str, Any]) -> list[str]:
+    """Return the names of a model's outputs, as transformers reads them: a file that names none means two."""
+    names = config.get("id2label")
+    if names is None:
+        return [f"LABEL_{i}" for i in range(config.get("num_labels") or 2)]
+    return [str(names[i]) for i in sorted(names, key=int)]
 
 
 def _reward_revision(folder: str, model: RewardModel) -> str:

@@ -301,13 +301,16 @@ class ServeConfig(Placement):
 
     @model_validator(mode="after")
     def _public_needs_keys(self) -> Self:
-        if is_loopback(self.host):
-            return self
-        reached = f"host {self.host} can be reached from other machines"
-        if not self.security.public:
-            raise ValueError(f"{reached}: set security.public and give keys, or bind 127.0.0.1")
-        if not self.security.has_keys:
-            raise ValueError(f"{reached}: name its keys with security.keys_file or security.keys_env")
+        if self.security.public and not self.security.has_keys:
+            raise ValueError(
+                "a public service needs keys: name its keys with security.keys_file (--keys-file) or "
+                "security.keys_env (--keys-env)"
+            )
+        if not self.security.public and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines: set security.public (--public) and give keys, "
+                "or bind 127.0.0.1"
+            )
         return self
 
     @classmethod
@@ -320,11 +323,13 @@ class ServeConfig(Placement):
         )
 
     def resolved(self) -> Self:
-        """Return the same config with absolute folders, which mean the same in every process of a node."""
+        """Return the same config with absolute paths, which mean the same in every process of a node."""
         chat = {n: m.model_copy(update={"folder": m.folder.resolve()}) for n, m in self.chat.items()}
         rewards = {n: m.model_copy(update={"folder": m.folder.resolve()}) for n, m in self.rewards.items()}
-        run = {"run": self.run.resolve()} if self.run else {}
-        return self.model_copy(update={"chat": chat, "rewards": rewards, **run})
+        own: dict[str, Any] = {"run": self.run.resolve()} if self.run else {}
+        if self.security.keys_file is not None:
+            own["security"] = self.security.model_copy(update={"keys_file": self.security.keys_file.resolve()})
+        return self.model_copy(update={"chat": chat, "rewards": rewards, **own})
 
     def gpus(self) -> float:
         """Return how many GPUs the models ask for from the start, where they run on GPUs."""

@@ -83,6 +83,10 @@ class Front:
         """Return the cards of the models that this front serves; for the command that swaps them."""
         return self._models.cards
 
+    def asks_for_keys(self) -> bool:
+        """Return whether only holders of a key are answered; for the command that swaps models."""
+        return bool(self._keys)
+
     def refused(self) -> str | None:
         """Return what keeps the service from ever becoming ready, or None; for the command that waits."""
         return self._readiness.refused

@@ -23,7 +23,7 @@ from ray.serve.deployment import Application
 from ray.serve.generated import serve_pb2
 from ray.serve.schema import LoggingConfig
 
-from fusion.errors import ClusterError, StageError
+from fusion.errors import ClusterError, InputError, StageError
 from serving.config import ServeConfig
 from serving.ingress import Models, build_application
 from serving.layout import FRONT
@@ -77,7 +77,7 @@ def swap(
         say: told what is waited for.
 
     Raises:
-        ModelError: a folder cannot be served.
+        InputError: a folder cannot be served, or the service has keys and `config` names none.
         ClusterError: no such application here, or no room for the new models beside the old ones.
         StageError: the new models do not load, do not answer or answer badly; the old ones are still served.
     """
@@ -86,6 +86,9 @@ def swap(
     old = _running(client, app)
     handle = serve.get_app_handle(app)
     before = handle.cards.remote().result(timeout_s=30)
+    if handle.asks_for_keys.remote().result(timeout_s=30) and not config.security.has_keys:
+        # Where it listens stays as it is, so it would be open to whoever reaches that address.
+        raise InputError("the running service asks for keys, and these files name none; give --keys-file or --keys-env")
     application = build_application(config, on_gpu=on_gpu)
     new, models = _wanted(application, app)
     for name in (old.keys() & new.keys()) - {FRONT}:

@@ -107,7 +107,7 @@ class ScoreRule:
             if len(names) != 1:
                 raise ModelError(
                     f"{name}: this model has {len(names)} outputs ({', '.join(names)}); say which make the score, "
-                    f"e.g. objectives: {{{names[0]}: 1.0}}"
+                    f"e.g. objectives: {{{names[0]}: 1.0}} (fuseline score: --objective {names[0]}=1.0)"
                 )
             return cls(tuple(names), (1.0,))
         if unknown := sorted(set(objectives) - set(names)):

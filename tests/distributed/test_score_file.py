@@ -22,6 +22,7 @@ from bad_rows import BAD_LINES, save_odd_reward_model
 from fusion.rewards import ClassifierSettings
 from fusion.rewards.items import read_item
 from ray_head import ROOT, environment, head_node, wait_for
+from tiny_models import save_reward_model
 
 pytestmark = pytest.mark.ray
 
@@ -273,3 +274,19 @@ def test_a_job_scores_a_parquet_file_under_another_key(world, head, undisturbed)
         row = found[record["id"]]
         assert (row["score"], row["number"]) == (by_id[record["id"]]["score"], record["number"])
     assert len(list((world / "work" / "score_file").glob("rm-*"))) == 2
+
+
+def test_a_weighing_of_several_outputs(world, head):
+    folder = save_reward_model(world / "several", id2label={0: "helpful", 1: "verbose", 2: "safe"}, num_labels=3)
+    texts = ["a", "four", "It is 4.", "five 5"]
+    rows = [{"id": text, "prompt": "2+2?", "response": text} for text in texts]
+    (world / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    weights = ["--objective", "helpful=1", "--objective", "verbose=-0.5", "--objectives"]
+    asked = ["--model", "several", "--out", "several.jsonl", "--work", "w-several"]
+    done = fuseline_score(world, *asked, *weights, rows="few.jsonl", address=head[0])
+    assert done.returncode == 0, done.stdout + done.stderr
+    settings = ClassifierSettings(objectives={"helpful": 1.0, "verbose": -0.5})
+    expected = settings.load(folder).score([c for row in rows for _, c in read_item(row).conversations])
+    found = [(row["score"], row["objectives"]) for row in read_lines(world / "several.jsonl")]
+    assert found == [(each.score, each.objectives) for each in expected]
+    assert json.loads((world / "several.jsonl.json").read_text())["settings"]["objectives"] == settings.objectives

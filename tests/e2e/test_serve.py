@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from fusion.chat import Chat, ChatConfig
 from fusion.rows import Message
+from readme import NAMES, examples
 from tiny_models import MAX_LENGTH, save_chat_model, save_reward_model
 
 pytestmark = pytest.mark.ray
@@ -48,7 +51,7 @@ def service(tmp_path_factory, free_port):
     folder = tmp_path_factory.mktemp("served")
     save_chat_model(folder / "chat", initializer_range=0.4)
     save_reward_model(folder / "reward", architecture="Qwen3")
-    models = ["--chat", f"tiny={folder / 'chat'}", "--reward", f"rm={folder / 'reward'}"]
+    models = ["--chat", f"wrpo={folder / 'chat'}", "--reward", f"reward={folder / 'reward'}"]
     process = subprocess.Popen(
         command(*models, "--port", str(free_port), "--accelerator", "cpu"),
         cwd=ROOT,
@@ -97,21 +100,27 @@ def greedy(service):
     return ids, chat.trim_generated(out[0, len(ids) :].tolist()), chat
 
 
+def test_the_welcome_names_the_page(service):
+    assert f"page: {service.url}/ui\n" in service.lines
+    assert service.http.get("/ui").status_code == 200
+    assert not any(line.startswith("access log") for line in service.lines)  # it is on standard error
+
+
 def test_readiness_and_cards(service):
     assert service.http.get("/readyz").json() == {"status": "ready"}
     cards = {c["id"]: c for c in service.http.get("/v1/models").json()["data"]}
     assert {name: (c["kind"], c["max_tokens"], c["dtype"]) for name, c in cards.items()} == {
-        "tiny": ("chat", MAX_LENGTH, "float32"),
-        "rm": ("reward", MAX_LENGTH, "float32"),
+        "wrpo": ("chat", MAX_LENGTH, "float32"),
+        "reward": ("reward", MAX_LENGTH, "float32"),
     }
-    assert [m.id for m in service.openai.models.list()] == ["tiny", "rm"]
+    assert [m.id for m in service.openai.models.list()] == ["wrpo", "reward"]
 
 
 def test_greedy_answers_equal_transformers_streamed_or_not(service, greedy):
     ids, expected_ids, chat = greedy
     # An answer cut inside a character is sent without its first bytes.
     expected = chat.tokenizer.decode(expected_ids, skip_special_tokens=True).rstrip("\ufffd")
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24, "temperature": 0}
+    asked = {"model": "wrpo", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 24, "temperature": 0}
     whole = service.openai.chat.completions.create(**asked)
     # QUESTION spells a special token: were it taken for one, there would be nine ids fewer.
     assert whole.usage.prompt_tokens == len(ids)
@@ -126,7 +135,7 @@ def test_greedy_answers_equal_transformers_streamed_or_not(service, greedy):
 
 
 def test_samples_seeds_stops_and_log_probabilities(service, greedy):
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12}
+    asked = {"model": "wrpo", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12}
     create = service.openai.chat.completions.create
     first, second = (create(**asked, n=3, seed=5, temperature=1.0) for _ in range(2))
     texts = [c.message.content for c in first.choices]
@@ -162,19 +171,19 @@ def test_scores_equal_transformers_alone_and_among_neighbours(service):
         with torch.inference_mode():
             expected.append(model(input_ids=torch.tensor([ids])).logits.item())
     items = [{"id": "all", "prompt": "2+2?", "responses": responses}]
-    together = service.http.post("/v1/rewards", json={"model": "rm", "input": items}).json()
+    together = service.http.post("/v1/rewards", json={"model": "reward", "input": items}).json()
     scores = [result["score"] for result in together["results"]]
     assert scores == pytest.approx(expected, rel=1e-6, abs=1e-6)
     for response, score in zip(responses, scores, strict=True):
         messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": response}]
-        alone = service.http.post("/v1/rewards", json={"model": "rm", "input": [{"messages": messages}]}).json()
+        alone = service.http.post("/v1/rewards", json={"model": "reward", "input": [{"messages": messages}]}).json()
         assert alone["results"][0]["score"] == score  # the same bits
 
 
 def test_long_conversations_are_refused_or_cut_as_asked(service):
     item = {"prompt": "q", "response": "x" * 600}
     sound = {"prompt": "q", "response": "a"}
-    body = {"model": "rm", "input": [item, sound]}
+    body = {"model": "reward", "input": [item, sound]}
     chat = Chat.load(service.reward_folder, ChatConfig())
     num_tokens = len(chat.encode_conversation([Message("user", "q"), Message("assistant", "x" * 600)])[0])
     assert num_tokens > MAX_LENGTH
@@ -190,10 +199,10 @@ def test_long_conversations_are_refused_or_cut_as_asked(service):
 @pytest.mark.parametrize(
     ("route", "body", "status", "code"),
     [
-        ("/v1/chat/completions", '{"model": "tiny", "messages": [], "x": NaN}', 400, "invalid_json"),
-        ("/v1/chat/completions", '{"model": "tiny", "model": "tiny"}', 400, "invalid_json"),
-        ("/v1/chat/completions", {"model": "tiny", "messages": [], "priority": 1}, 400, "unsupported_parameter"),
-        ("/v1/chat/completions", {"model": "tiny", "mesages": []}, 400, "unknown_field"),
+        ("/v1/chat/completions", '{"model": "wrpo", "messages": [], "x": NaN}', 400, "invalid_json"),
+        ("/v1/chat/completions", '{"model": "wrpo", "model": "wrpo"}', 400, "invalid_json"),
+        ("/v1/chat/completions", {"model": "wrpo", "messages": [], "priority": 1}, 400, "unsupported_parameter"),
+        ("/v1/chat/completions", {"model": "wrpo", "mesages": []}, 400, "unknown_field"),
         (
             "/v1/chat/completions",
             {"model": "none", "messages": [{"role": "user", "content": "q"}]},
@@ -202,13 +211,18 @@ def test_long_conversations_are_refused_or_cut_as_asked(service):
         ),
         (
             "/v1/chat/completions",
-            {"model": "tiny", "messages": [{"role": "user", "content": "x" * 600}]},
+            {"model": "wrpo", "messages": [{"role": "user", "content": "x" * 600}]},
             400,
             "context_length_exceeded",
         ),
         ("/v1/chat/completions", " " * (1 << 20) + "{}", 413, "body_too_large"),
-        ("/v1/rewards", {"model": "rm", "input": [{"prompt": "q", "responses": ["a"] * 65}]}, 413, "too_many_items"),
-        ("/v1/rewards", {"model": "rm", "input": [{"prompt": "q"}]}, 400, "invalid_request"),
+        (
+            "/v1/rewards",
+            {"model": "reward", "input": [{"prompt": "q", "responses": ["a"] * 65}]},
+            413,
+            "too_many_items",
+        ),
+        ("/v1/rewards", {"model": "reward", "input": [{"prompt": "q"}]}, 400, "invalid_request"),
         ("/v1/completions", {}, 404, "not_found"),
         ("/v1/load_lora_adapter", {}, 404, "not_found"),
         ("/v1/models", {}, 405, "method_not_allowed"),
@@ -226,7 +240,7 @@ def test_closing_streams_frees_the_engine(service):
     import ray
     from ray import serve
 
-    long = {"model": "tiny", "messages": [{"role": "user", "content": "q"}], "max_tokens": 480, "temperature": 1}
+    long = {"model": "wrpo", "messages": [{"role": "user", "content": "q"}], "max_tokens": 480, "temperature": 1}
     streams = [service.openai.chat.completions.create(**long, seed=seed, stream=True) for seed in range(8)]
     for stream in streams:
         next(stream)
@@ -235,7 +249,7 @@ def test_closing_streams_frees_the_engine(service):
     ray.init(address=address, log_to_driver=False)
     try:
         names = serve.status().applications["fuseline"].deployments
-        (engine,) = [name for name in names if name.startswith("chat:tiny:")]
+        (engine,) = [name for name in names if name.startswith("chat:wrpo:")]
         handle = serve.get_deployment_handle(engine, "fuseline")
         assert handle.num_unfinished.remote().result() > 0, "the answers ended before they were closed"
         for stream in streams:
@@ -257,6 +271,12 @@ def test_closing_streams_frees_the_engine(service):
         (["--chat", "a=.", "--reward", "a=."], "use two names"),
         (["--chat", "a=.", "--port", "99999"], "port"),
         (["--chat", "a=.", "--accelerator", "tpu"], "'auto', 'cpu' or 'gpu'"),
+        (
+            ["--chat", "a=.", "--public"],
+            "a public service needs keys: name its keys with security.keys_file (--keys-file)",
+        ),
+        (["--chat", "a=.", "--host", "0.0.0.0"], "set security.public (--public) and give keys"),
+        (["--chat", "a=.", "--keys-env", "no name"], "keys_env"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, said):
@@ -270,13 +290,54 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, said):
 
 def test_a_port_in_use_is_one_line(service):
     port = service.url.rsplit(":", 1)[1]
-    arguments = ["--chat", f"tiny={service.chat_folder}", "--port", port]
+    arguments = ["--chat", f"wrpo={service.chat_folder}", "--port", port]
     done = subprocess.run(
         command(*arguments), cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_file_is_scored_to_the_bits_that_http_gives(service, tmp_path):
+    rng = random.Random(3)
+    words = ["four", "4", "five", "ünder", "中文", "<|im_end|>", "\n"]
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 30))) for _ in range(60)]
+    rows = [{"id": str(i), "prompt": f"2+{i % 7}?", "response": text} for i, text in enumerate(texts)]
+    rows[17]["response"] = "x" * 600  # too long
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = service.http.post("/v1/rewards", json={"model": "reward", "input": rows}).json()
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "jobs.score", "rows.jsonl", "--model", str(service.reward_folder),
+            "--out", "scores.jsonl", "--work", "work", "--accelerator", "cpu",
+        ],
+        cwd=tmp_path, env={**ENV, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    scored, refused = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("scores.jsonl", "scores.jsonl.quarantine.jsonl")
+    )
+    over_http = {r["id"]: (r["score"], r["tokens"]) for r in answer["results"] if r["status"] == "ok"}
+    assert {row["id"]: (row["score"], row["tokens"]) for row in scored} == over_http  # the same bits
+    assert len(over_http) == 59 and len({score for score, _ in over_http.values()}) > 50
+    assert [(row["id"], row["reason"]) for row in refused] == [("17", answer["results"][17]["error"]["code"])]
+    assert {row["model_revision"] for row in scored} == {answer["model_revision"]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readmes_examples_run(service, name, tmp_path):
+    example = examples((ROOT / "README.md").read_text(encoding="utf-8"))[name]
+    if "curl " in example.text and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    if name == "score":
+        rows, model = example.score_files()
+        for path in (rows, model):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / rows).write_text('{"id": "a", "prompt": "2 + 2 = ?", "responses": ["4", "5"]}\n')
+        (tmp_path / model).symlink_to(service.reward_folder)
+    example.run(service.url, tmp_path)
 
 
 def test_sigterm_ends_the_service_and_its_processes(service):

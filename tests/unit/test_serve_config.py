@@ -2,20 +2,25 @@
 
 import copy
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from test_recipe import BASE
 
-from fusion.errors import ClusterError, RecipeError, StageError
-from jobs.serve_config import BUILDER, load_config, write_deploy_file
+from fusion.errors import ClusterError, ModelError, RecipeError, StageError
+from jobs.serve import welcome
+from jobs.serve_config import BUILDER, given_security, load_config, write_deploy_file
 from jobs.swap import NOTE, find
 from serving.cards import chat_card, reward_card
 from serving.config import Autoscaling, ChatModel, EnginePlacement, RewardModel, RewardPlacement, ServeConfig
 from serving.layout import engine_name, reward_name, scaling
 from tiny_models import save_chat_model, save_reward_model
 
+ROOT = Path(__file__).parents[2]
 SCALE = {"max_replicas": 4, "target_ongoing_requests": 8}
 SERVICE = {
     "chat": {
@@ -67,7 +72,7 @@ BAD = {
     "order": ("http/autoscaling", {**SCALE, "min_replicas": 9}, r"http\.autoscaling: min_replicas is 9, above max_replicas 4"),
     "both": ("chat/target/engine/replicas", 2, r"chat\.target\.engine: replicas and autoscaling are both given"),
     "target above a replica": (
-        "chat/target/engine/max_num_seqs", 3, r"target_ongoing_requests is 8, but a replica takes 6 \(twice max_num_seqs\)",
+        "chat/target/engine/max_num_seqs", 3, r"target_ongoing_requests is 8, but a replica takes 4 \(max_num_seqs and a quarter\)",
     ),
     "front above its limit": ("limits/max_in_flight", 4, r"target_ongoing_requests is 8, but a replica takes 4"),
     "gpu as a resource": ("rewards/rm/placement/resources", {"GPU": 1}, r"resources: GPU has its own field"),
@@ -121,7 +126,8 @@ def recipe(tmp_path):
 
 
 def test_a_recipe_serves_its_arm_and_what_stands_beside_it(tmp_path, recipe):
-    config = load_config([write(tmp_path / "r.yaml", recipe)], host="0.0.0.0")
+    security = {"keys_env": "KEYS", "public": True}
+    config = load_config([write(tmp_path / "r.yaml", recipe)], host="0.0.0.0", security=security)
     assert list(config.chat) == ["wrpo", "target", "s"]
     assert config.chat["wrpo"].folder == config.run / "model" == tmp_path / "runs/r/model"
     assert config.chat["target"].folder == tmp_path / "target"
@@ -131,7 +137,8 @@ def test_a_recipe_serves_its_arm_and_what_stands_beside_it(tmp_path, recipe):
         "wrpo": ("Be brief.", None), "target": ("Be brief.", "the target's own"), "s": ("Be a source.", None),
     }  # fmt: skip
     assert config.rewards["rm"].canary.better == "4"
-    assert config.host == "0.0.0.0"
+    assert (config.host, config.security.keys_env, config.security.public) == ("0.0.0.0", "KEYS", True)
+    assert config.observability.access_log == str(tmp_path / "runs/r/access.jsonl")
 
 
 def test_a_recipe_without_a_service_or_without_a_model_says_what_to_do(tmp_path, recipe):
@@ -155,6 +162,64 @@ def test_serve_is_no_part_of_any_key(tmp_path, recipe):
     assert keys[0] == keys[1]
 
 
+# ---- keys -------------------------------------------------------------------------------------
+
+
+def test_keys_of_the_command_line_win_over_the_files_and_leave_the_rest(tmp_path):
+    own = {"keys_file": "theirs.yaml", "header_bytes": 4096}
+    path = write(tmp_path / "serve.yaml", {**SERVICE, "security": own})
+    given = given_security(keys_file=tmp_path / "ours.yaml", keys_env=None, public=True)
+    config = load_config([path], ["security.header_bytes=5000"], security=given)
+    assert config.security.keys_file == tmp_path / "ours.yaml"
+    assert (config.security.header_bytes, config.security.public, config.security.keys_env) == (5000, True, None)
+    assert given_security(keys_file=None, keys_env=None, public=False) == {}
+    assert load_config([path], security={}).security.keys_file == Path("theirs.yaml")
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "said"),
+    [
+        (None, {"public": True}, r"a public service needs keys: .*--keys-file.*--keys-env"),
+        ("0.0.0.0", {"public": True}, r"a public service needs keys"),
+        ("0.0.0.0", {"keys_env": "KEYS"}, r"host 0\.0\.0\.0 can be reached .*--public"),
+        (None, {"keys_env": "a-b"}, r"security\.keys_env: "),
+    ],
+)
+@pytest.mark.parametrize("form", ["recipe", "serve config"])
+def test_a_public_service_without_keys_is_one_line(tmp_path, recipe, form, host, given, said):
+    path = write(tmp_path / "x.yaml", recipe if form == "recipe" else SERVICE)
+    with pytest.raises(RecipeError, match=said) as caught:
+        load_config([path], host=host, security=given)
+    assert (caught.value.exit_code, str(caught.value).count("\n")) == (2, 0)
+
+
+def test_keys_that_cannot_be_read_end_the_command_before_ray(tmp_path, folders):
+    models = {"rewards": {"rm": {"folder": str(folders[1])}}}
+    command = [sys.executable, "-m", "jobs.run", "serve", write(tmp_path / "serve.yaml", models)]
+    for more in (["--keys-file", tmp_path / "none.yaml"], ["--keys-env", "FUSELINE_TEST_NOT_SET"]):
+        for to in ([], ["--swap"]):
+            # Attaching to a cluster would be refused with another message.
+            done = subprocess.run([*command, *more, *to, "--address", "127.0.0.1:1"], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+            assert str(more[1]) in done.stderr
+
+
+def test_the_welcome_says_where_it_is_where_it_writes_and_how_to_ask(tmp_path):
+    config = load_config([write(tmp_path / "serve.yaml", SERVICE)])
+    lines = welcome(config, "http://h:1")
+    assert lines[:2] == ["serving at http://h:1 (models: fused, target, rm); Ctrl-C ends it", "page: http://h:1/ui"]
+    chat, rewards = lines[2:]
+    assert "access log" not in "".join(lines) and "Authorization" not in chat + rewards
+    assert shlex.split(chat)[2:5] == ["http://h:1/v1/chat/completions", "-H", "content-type: application/json"]
+    assert json.loads(shlex.split(rewards)[-1])["model"] == "rm"
+    more = {**SERVICE, "security": {"keys_env": "KEYS"}, "observability": {"access_log": "a.jsonl"}}
+    keyed = welcome(load_config([write(tmp_path / "keyed.yaml", more)]), "http://h:1")
+    assert keyed[2] == f"access log: {Path.cwd() / 'a.jsonl'}"
+    for line in keyed[3:]:
+        assert '-H "Authorization: Bearer $FUSELINE_API_KEY"' in line  # in double quotes: the shell fills it in
+        assert "model" in json.loads(shlex.split(line)[-1])
+
+
 # ---- the file for a cluster -------------------------------------------------------------------
 
 
@@ -172,6 +237,9 @@ def test_the_file_for_a_cluster_is_what_serve_deploy_reads_and_gives_the_same_se
     assert ServeConfig.model_validate(application.args) == config.resolved()
     assert load_config([out]) == config.resolved()
     assert load_config([out], ["chat.fused.engine.replicas=9"]).chat["fused"].engine.replicas == 9
+    keyed = tmp_path / "keyed.yaml"
+    write_deploy_file(load_config([out], security={"keys_file": Path("keys.yaml"), "public": True}), keyed)
+    assert load_config([keyed]).security.keys_file == Path.cwd() / "keys.yaml"
     assert all(Path(m["folder"]).is_absolute() for m in data["applications"][0]["args"]["chat"].values())
     assert "serve deploy" in out.read_text().split("\n")[2]
 
@@ -253,3 +321,21 @@ def test_the_running_service_is_found_by_the_note_in_its_session(tmp_path):
             session.remove()
     with pytest.raises(ClusterError, match="no service"):
         find("fuseline", tmp_path)
+
+
+# ---- outputs ----------------------------------------------------------------------------------
+
+
+def test_outputs_that_do_not_say_the_score_are_refused_before_anything_is_loaded(tmp_path):
+    folder = save_reward_model(tmp_path / "three", id2label={0: "a", 1: "b", 2: "c"}, num_labels=3)
+    two = save_reward_model(tmp_path / "two", num_labels=2)
+    assert "id2label" not in json.loads((two / "config.json").read_text())  # transformers leaves its default out
+    weighted = RewardModel(folder=folder, settings={"objectives": {"a": 1.0}})
+    assert reward_card("r", weighted).objectives == ["a", "b", "c"]
+    for model, said in (
+        (RewardModel(folder=folder), r"3 outputs \(a, b, c\)"),
+        (RewardModel(folder=two), r"2 outputs \(LABEL_0, LABEL_1\)"),
+        (RewardModel(folder=folder, settings={"objectives": {"d": 1.0}}), r"no output is named 'd'"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            reward_card("r", model)

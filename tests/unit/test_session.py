@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.session import LOCK, YOUNG_S, SessionDirectory
+import pytest
+
+from cluster.session import LOCK, YOUNG_S, SessionDirectory, living
 
 DRIVER = """
 import sys, time
@@ -50,3 +52,23 @@ def test_a_directory_goes_with_its_owner_and_others_are_never_touched(tmp_path: 
     session.remove()
     assert not session.path.exists()
     assert foreign.exists()
+
+
+def test_nothing_in_a_directory_of_another_user_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever can write into /tmp could otherwise name the cluster that the next command talks to."""
+    session = SessionDirectory(below=tmp_path)
+    assert living(tmp_path) == [session.path]
+    linked = tmp_path / "fl-linked"  # a directory with somebody else's notes and a lock that is really held, by us
+    linked.mkdir()
+    (linked / LOCK).symlink_to(session.path / LOCK)
+    (tmp_path / "fl-way").symlink_to(session.path)
+    (tmp_path / "fl-hard").mkdir()
+    assert living(tmp_path) == [session.path]
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert living(tmp_path) == []
+    monkeypatch.undo()
+    if os.getuid() == 0:
+        os.link(session.path / LOCK, tmp_path / "fl-hard" / LOCK)
+        os.chown(tmp_path / "fl-hard", 12345, 12345)
+        assert living(tmp_path) == [session.path]
+    session.remove()
