@@ -36,7 +36,7 @@ MINUTE_NS = 60_000_000_000
 
 Kind = Literal["chat", "reward"]
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/ui"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/ui"})
 """Answered without a key, like the page's files below `/ui/`."""
 
 DATA_PATH = "/ui/data"
