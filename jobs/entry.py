@@ -1,12 +1,15 @@
-"""What every long command does at its door: where relative paths start, and how it ends when it is told to.
+"""What every long command does at its door: where relative paths start, what it says, how it ends when it is told to.
 
 Imports nothing heavy: a command is set up before Ray is.
 """
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -56,3 +59,46 @@ def stop_cleanly(resume_command: str) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+
+
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """Give an event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped  # only the main thread may listen to signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    listen(stopped)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def listen(stopped: threading.Event) -> None:
+    """Let SIGINT and SIGTERM set `stopped`; again after Ray has been started, which puts its own handler there."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and errors of Ray Serve and vLLM, and leave out what they say of every step."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    level = logging.getLogger().level
+    for name in ("ray.serve", "ray.llm", "vllm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.getLogger().setLevel(level)  # importing ray.serve.llm sets it to INFO

@@ -10,17 +10,14 @@ import json
 import logging
 import os
 import shlex
-import signal
 import socket
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fusion.errors import FuselineError, InputError, StageError
 from fusion.placement import Accelerator
+from jobs.entry import interrupts, listen, quiet
 from jobs.swap import announce
 from serving.auth import load_keys
 from serving.config import ChatModel, EnginePlacement, RewardModel, Security, ServeConfig
@@ -123,19 +121,6 @@ def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> s
     return url
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep warnings and errors of Ray Serve and vLLM, and leave out what they say of every step."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    level = logging.getLogger().level
-    for name in ("ray.serve", "ray.llm", "vllm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.getLogger().setLevel(level)  # importing ray.serve.llm sets it to INFO
-
-
 def _await_ready(config: ServeConfig, url: str, *, stopped: threading.Event) -> None:
     """Return once `/readyz` says so; raise StageError when the deployment fails, a model is refused, or time is up."""
     from ray import serve as ray_serve
@@ -196,35 +181,6 @@ def _check_port(config: ServeConfig) -> None:
             raise InputError(
                 f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another one with --port"
             ) from None
-
-
-@contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """Give an event that the first Ctrl-C or SIGTERM sets; a second one interrupts at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped  # only the main thread may listen to signals
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    listen(stopped)
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def listen(stopped: threading.Event) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        return
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
 
 
 def welcome(config: ServeConfig, url: str) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.session import living
 from fusion.artifact import write_json
 from fusion.errors import ClusterError, StageError
+from jobs.entry import interrupts, listen, quiet
 from serving.auth import load_keys
 from serving.config import ServeConfig
 
@@ -66,7 +67,6 @@ def swap(config: ServeConfig, *, address: str | None = None) -> None:
         if note["auth"]:
             os.environ[AUTH] = note["auth"]  # read by Ray when it is imported
     from cluster.connect import connect, disconnect, nodes
-    from jobs.serve import interrupts, listen
 
     with interrupts() as stopped:
         connect(address)
@@ -79,7 +79,6 @@ def swap(config: ServeConfig, *, address: str | None = None) -> None:
 
 
 def _swap(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> None:
-    from jobs.serve import quiet
     from serving import rollout
 
     def check() -> None:
