@@ -150,8 +150,9 @@ def _wanted(application: Application, app: str) -> tuple[Deployments, Models]:
         options = options.model_copy(update={"version": get_random_string()})
         wanted[deployment.name] = Deployment(deployment.name, options, deployment._replica_config, context.get_job_id())
     (front,) = (deployment for deployment in built.deployments if deployment.name == FRONT)
-    arguments: Any = front.init_args
-    return wanted, Models(*arguments)
+    bound: Any = front.init_args
+    config, cards, chats, rewards, _keys = bound
+    return wanted, Models(config, cards, chats, rewards)
 
 
 def _deploy(client: ServeControllerClient, app: str, deployments: Deployments) -> None:
