@@ -36,9 +36,19 @@ def save_tokenizer(
 
 
 def save_chat_model(
-    folder: Path, *, hidden_size: int = 64, max_length: int = MAX_LENGTH, seed: int = 0, initializer_range: float = 0.02
+    folder: Path,
+    *,
+    hidden_size: int = 64,
+    max_length: int = MAX_LENGTH,
+    seed: int = 0,
+    initializer_range: float = 0.02,
+    stops: bool = True,
 ) -> Path:
-    """Save a random Qwen3 and its tokenizer; with a range of 0.4 its greedy answers do not repeat one byte."""
+    """Save a random Qwen3 and its tokenizer; with a range of 0.4 its greedy answers do not repeat one byte.
+
+    `stops=False` makes the end of an answer improbable (about 1e-4 per token with that range), also where it is sampled:
+    special tokens, and ids without one, have zeros for an embedding, which is the output layer too.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -50,7 +60,11 @@ def save_chat_model(
         tie_word_embeddings=True,
         initializer_range=initializer_range,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    model = Qwen3ForCausalLM(config)
+    if not stops:
+        with torch.no_grad():
+            model.get_input_embeddings().weight[256:] = 0
+    model.save_pretrained(folder)
     return folder
 
 

@@ -49,7 +49,7 @@ def command(*arguments: str) -> list[str]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory, free_port):
     folder = tmp_path_factory.mktemp("served")
-    save_chat_model(folder / "chat", initializer_range=0.4)
+    save_chat_model(folder / "chat", initializer_range=0.4, stops=False)
     save_reward_model(folder / "reward", architecture="Qwen3")
     models = ["--chat", f"wrpo={folder / 'chat'}", "--reward", f"reward={folder / 'reward'}"]
     process = subprocess.Popen(
