@@ -36,6 +36,7 @@ from serving.auth import REWARD_PATHS, Kind
 from serving.config import Limits
 from serving.edge import REQUEST_ID, SEATS, Header
 from serving.errors import ApiError
+from serving.telemetry import REJECTED, InMemory, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +65,24 @@ def middlewares() -> list[Middleware]:
     """Return the layers of the proxy; Ray calls this in the proxy's process."""
     given = os.environ.get(DEADLINES, "inf inf")
     deadline_s, chat_deadline_s = map(float, given.split())
-    return [Middleware(ProxyLayer, deadline_s=deadline_s, chat_deadline_s=chat_deadline_s)]
+    from serving.ray_metrics import RayTelemetry  # Ray is there when it calls this
+
+    return [Middleware(ProxyLayer, deadline_s=deadline_s, chat_deadline_s=chat_deadline_s, telemetry=RayTelemetry())]
 
 
 class ProxyLayer:
     """The layer. Other applications on the same proxy lose the headers above too, and nothing else."""
 
-    def __init__(self, app: ASGIApp, *, deadline_s: float = math.inf, chat_deadline_s: float = math.inf) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        deadline_s: float = math.inf,
+        chat_deadline_s: float = math.inf,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self._app = app
+        self._telemetry = telemetry or InMemory()
         self._begun_within_s = {True: chat_deadline_s + GRACE_S, False: deadline_s + GRACE_S}
         self._seats: dict[Kind, int] = {}
         self._seated: Counter[Kind] = Counter()
@@ -90,6 +101,7 @@ class ProxyLayer:
             await self._pass_on(scope, receive, out)
             return
         if self._seated[kind] >= self._seats.get(kind, math.inf):
+            self._telemetry.add(REJECTED, 1, {"reason": "overloaded"})
             await out.replace(ApiError("overloaded", "too many requests are in progress; try again"))
             return
         self._seated[kind] += 1

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from serving.config import Limits
 from serving.errors import ApiError
 from serving.proxy import environment, middlewares
+from serving.telemetry import REJECTED, InMemory
 
 
 def ask(app, path="/v1/rewards", *, limits=None, headers=None):
@@ -113,7 +114,8 @@ def test_who_would_find_no_seat_is_told_so_without_asking_the_front():
         await JSONResponse({}, headers={"x-fuseline-seats": "chat=9,reward=2"})(scope, receive, send)
 
     async def run():
-        wrapped = wrap.cls(front, *wrap.args, **wrap.kwargs)
+        telemetry = InMemory()
+        wrapped = wrap.cls(front, **{**wrap.kwargs, "telemetry": telemetry})
         async with httpx.AsyncClient(transport=httpx.ASGITransport(wrapped), base_url="http://x") as client:
             told = await client.get("/readyz")
             assert "x-fuseline-seats" not in told.headers
@@ -122,6 +124,7 @@ def test_who_would_find_no_seat_is_told_so_without_asking_the_front():
                 await asyncio.sleep(0)
             refused = await client.post("/v1/score")
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+            assert telemetry.value(REJECTED, reason="overloaded") == 1
             assert refused.headers["retry-after"] == "1" and refused.headers["x-request-id"]
             assert (await client.post("/v1/chat/completions")).status_code == 200  # seats of its own
             release.set()
