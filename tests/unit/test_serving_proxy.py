@@ -124,9 +124,9 @@ def test_who_would_find_no_seat_is_told_so_without_asking_the_front():
                 await asyncio.sleep(0)
             refused = await client.post("/v1/score")
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
-            assert telemetry.value(REJECTED, reason="overloaded") == 1
             assert refused.headers["retry-after"] == "1" and refused.headers["x-request-id"]
             assert (await client.post("/v1/chat/completions")).status_code == 200  # seats of its own
+            assert telemetry.value(REJECTED, reason="overloaded") == 1
             release.set()
             assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
             assert (await client.post("/v1/rewards")).status_code == 200
