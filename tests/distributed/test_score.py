@@ -165,7 +165,7 @@ def test_what_cannot_be_loaded_ends_the_stage_in_one_line(tmp_path):
         run_score(tmp_path / "a", {"*": PythonScorer(function="odd_scorer:g", version=1)}, prompts, responses)
     broken = save_reward_model(tmp_path / "rm", num_labels=3)
     with pytest.raises(
-        (StageError, ModelError), match=r"has 3; give a sequence-classification model with num_labels 1"
+        (StageError, ModelError), match=r"has 3 outputs \(LABEL_0, LABEL_1, LABEL_2\); say which make the score"
     ):
         run_score(tmp_path / "b", {"*": SequenceClassifier(model=ModelRef(path=broken))}, prompts, responses)
 
