@@ -186,6 +186,7 @@ def actors() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.serving
 def test_a_killed_actor_loses_and_repeats_nothing(world, head, undisturbed):
     driver = start(world, "--out", "actor.jsonl", "--work", "w-actor", "--chunk-rows", "2", address=head[0])
     try:
@@ -204,6 +205,7 @@ def test_a_killed_actor_loses_and_repeats_nothing(world, head, undisturbed):
     check_same(world, "actor.jsonl", "w-actor", kept)
 
 
+@pytest.mark.serving
 def test_a_stopped_and_a_killed_driver_are_gone_on_with_by_the_same_command(world, head, undisturbed):
     args = ("--out", "driver.jsonl", "--work", "w-driver", "--chunk-rows", "2")
     stopped = start(world, *args, address=head[0])
@@ -244,6 +246,7 @@ def check_same(world: Path, out: str, work: str, kept: dict[str, int]) -> None:
     assert manifest["rows_in"] == manifest["rows_out"] + sum(manifest["quarantined"].values())
 
 
+@pytest.mark.serving
 def test_a_job_scores_a_parquet_file_under_another_key(world, head, undisturbed):
     """Rows from Parquet, and other content: the same scores by `ray job submit`, with paths from --base."""
     bad = {line for line, _ in BAD_LINES.values()}
@@ -276,6 +279,7 @@ def test_a_job_scores_a_parquet_file_under_another_key(world, head, undisturbed)
     assert len(list((world / "work" / "score_file").glob("rm-*"))) == 2
 
 
+@pytest.mark.serving
 def test_a_weighing_of_several_outputs(world, head):
     folder = save_reward_model(world / "several", id2label={0: "helpful", 1: "verbose", 2: "safe"}, num_labels=3)
     texts = ["a", "four", "It is 4.", "five 5"]
