@@ -55,7 +55,7 @@ class Trees:
 
 
 def at_least(places: np.ndarray, count: int) -> np.ndarray:
-    """Add the first other places where there are fewer than `count`."""
+    """Add the first other places where there are fewer than `count`, which is at most the tokens of the pass."""
     if len(places) >= count:
         return places
-    return np.sort(np.concatenate([places, np.setdiff1d(np.arange(ALIGNMENT), places)[: count - len(places)]]))
+    return np.sort(np.concatenate([places, np.setdiff1d(np.arange(count), places)[: count - len(places)]]))

@@ -1,10 +1,19 @@
 """The layout of passes that share prompts: every conversation once, every token where attention is told it is."""
 
-from hypothesis import given
+import numpy as np
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusion.packed.trees import at_least
 from fusion.rewards.common import Tokens
 from fusion.rewards.shared import plan_passes
+
+
+def test_places_are_filled_up_with_the_first_others():
+    assert at_least(np.array([2, 9]), 4).tolist() == [0, 1, 2, 9]
+    assert at_least(np.array([0, 1, 2, 3, 40, 41, 42, 43, 44]), 16).tolist() == [*range(11), 40, 41, 42, 43, 44]
+    assert at_least(np.array([5, 6]), 2).tolist() == [5, 6]
+
 
 PROMPTS = ((1, 2, 3), (1, 2), (7,) * 40)
 CONVERSATIONS = st.lists(
@@ -34,6 +43,7 @@ def test_a_worked_layout():
     assert each.trees.apart and each.trees.num_tokens == 16
 
 
+@settings(max_examples=400, deadline=None)
 @given(CONVERSATIONS, st.integers(1, 300), st.data())
 def test_every_conversation_once_with_its_own_tokens(asked, tokens_per_forward, data):
     pooled = [data.draw(st.integers(0, len(tokens) - 1)) for tokens in asked]
