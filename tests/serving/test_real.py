@@ -22,7 +22,7 @@ CHAT_SEATS = 128
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
-    save_chat_model(folder / "chat", initializer_range=0.4)
+    save_chat_model(folder / "chat", initializer_range=0.4, stops=False, max_length=4096)
     save_reward_model(folder / "reward", architecture="Qwen3")
     return folder
 
@@ -145,7 +145,7 @@ async def open_and_close(url: str, handle, count: int) -> tuple[float, int]:
     """Return the seconds from closing the streams to an empty engine, and how many sequences were in it."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-        half_way = asyncio.Event()
+        half_way, close = asyncio.Event(), asyncio.Event()
         begun = 0
 
         async def stream(seed: int) -> None:
@@ -153,7 +153,7 @@ async def open_and_close(url: str, handle, count: int) -> tuple[float, int]:
             body = {
                 "model": "tiny",
                 "messages": [{"role": "user", "content": "q"}],
-                "max_tokens": 450,
+                "max_tokens": 4000,
                 "temperature": 1,
                 "seed": seed,
                 "stream": True,
@@ -166,7 +166,7 @@ async def open_and_close(url: str, handle, count: int) -> tuple[float, int]:
                 begun += 1
                 if begun == count:
                     half_way.set()
-                await half_way.wait()
+                await close.wait()
 
         tasks = [asyncio.create_task(stream(seed)) for seed in range(count)]
         done, _ = await asyncio.wait([asyncio.create_task(half_way.wait()), *tasks], return_when="FIRST_COMPLETED")
@@ -174,6 +174,7 @@ async def open_and_close(url: str, handle, count: int) -> tuple[float, int]:
             task.result()
         most = await handle.num_unfinished.remote()
         closed = time.perf_counter()
+        close.set()
         await asyncio.gather(*tasks)
         while await handle.num_unfinished.remote():
             await asyncio.sleep(0.02)
