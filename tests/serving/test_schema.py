@@ -37,12 +37,16 @@ def roomy(backend):
     return backend
 
 
-def document(*, coverage: bool) -> Any:
-    """Return the service's document as schemathesis reads it, with or without its list of boundary values."""
+def document(mode: GenerationMode, *, coverage: bool) -> Any:
+    """Return the service's document as schemathesis reads it, with or without its list of boundary values.
+
+    Right and wrong requests are made by two documents: left to choose, hypothesis makes 36 to 4 of one operation.
+    """
     app = build_app(
         chats={"chat": roomy(ScriptedChat())}, rewards={"rm": Even()}, limits=LIMITS, not_ready=lambda: None
     )
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    schema.config.generation.modes = [mode]
     schema.config.phases.coverage.enabled = coverage
     schema.config.max_stream_events = 10_000  # streams are read to their end
     checks = schema.config.checks
@@ -58,19 +62,34 @@ def steady(examples: int) -> settings:
     )
 
 
-FEW, MANY = document(coverage=False), document(coverage=True)
+POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+FEW_RIGHT, FEW_WRONG = document(POSITIVE, coverage=False), document(NEGATIVE, coverage=False)
+MANY_RIGHT, MANY_WRONG = document(POSITIVE, coverage=True), document(NEGATIVE, coverage=True)
 
 
-@FEW.parametrize()
-@steady(40)
-def test_some_requests(case):
+@FEW_RIGHT.parametrize()
+@steady(20)
+def test_some_right_requests(case):
+    ask(case, COUNTS["some"])
+
+
+@FEW_WRONG.parametrize()
+@steady(20)
+def test_some_wrong_requests(case):
     ask(case, COUNTS["some"])
 
 
 @pytest.mark.serving
-@MANY.parametrize()
-@steady(250)
-def test_many_requests(case):
+@MANY_RIGHT.parametrize()
+@steady(125)
+def test_many_right_requests(case):
+    ask(case, COUNTS["many"])
+
+
+@pytest.mark.serving
+@MANY_WRONG.parametrize()
+@steady(125)
+def test_many_wrong_requests(case):
     ask(case, COUNTS["many"])
 
 
