@@ -160,7 +160,8 @@ async def open_and_close(url: str, handle, count: int) -> tuple[float, int]:
             }
             async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 assert answer.status_code == 200
-                async for line in answer.aiter_lines():
+                lines = answer.aiter_lines()  # held: httpx closes a response whose iterator is collected
+                async for line in lines:
                     if line.startswith("data: ") and '"content"' in line:
                         break
                 begun += 1
