@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from fusion.errors import RecipeError
+from fusion.errors import FuselineError, RecipeError
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of every job."""
@@ -102,3 +102,12 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().setLevel(level)  # importing ray.serve.llm sets it to INFO
+
+
+def run_command(run: Callable[[], object]) -> None:
+    """Run a command line to its end; a user's mistake is one line on stderr and the exit code of its error."""
+    try:
+        run()
+    except FuselineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -18,7 +18,8 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from fusion.errors import FuselineError, InputError
+from fusion.errors import InputError
+from jobs.entry import run_command
 from serving.auth import ApiKey, hash_key, new_key, parse_keys, read_key_file
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -123,11 +124,7 @@ def _replace(file: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point of `python -m jobs.keys`; a user's mistake is one line and exit code 2."""
-    try:
-        cli()
-    except FuselineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_command(cli)
 
 
 if __name__ == "__main__":

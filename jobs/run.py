@@ -15,10 +15,9 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from fusion.errors import FuselineError
 from fusion.recipe import load_recipe
 from jobs import score
-from jobs.entry import stop_cleanly
+from jobs.entry import run_command, stop_cleanly
 
 app = typer.Typer(
     add_completion=False,
@@ -145,11 +144,7 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)],
     )
-    try:
-        app()
-    except FuselineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from fusion.errors import FuselineError
-from jobs.entry import enter_base, stop_cleanly
+from jobs.entry import enter_base, run_command, stop_cleanly
 
 
 def command(
@@ -71,11 +70,7 @@ def main() -> None:
     )
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    try:
-        app()
-    except FuselineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from fusion.errors import FuselineError, InputError, StageError
+from fusion.errors import InputError, StageError
 from fusion.placement import Accelerator
-from jobs.entry import interrupts, listen, quiet
+from jobs.entry import interrupts, listen, quiet, run_command
 from jobs.swap import announce
 from serving.auth import load_keys
 from serving.config import ChatModel, EnginePlacement, RewardModel, Security, ServeConfig
@@ -292,11 +292,7 @@ def _pairs(given: Sequence[str] | None, option: str) -> dict[str, Path]:
 def main() -> None:
     """Entry point of `python -m jobs.serve`; a user's mistake is one line and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        cli()
-    except FuselineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_command(cli)
 
 
 if __name__ == "__main__":

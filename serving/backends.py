@@ -60,21 +60,19 @@ def merged(deltas: Iterable[Delta]) -> list[Delta]:
 
     Example: "a" of answer 0, "x" of answer 1 and "b" with its end of answer 0 are "ab" with the end, and "x".
     """
-    found: dict[int, Delta] = {}
+    pieces: dict[int, list[Delta]] = {}
     for delta in deltas:
-        before = found.get(delta.index)
-        found[delta.index] = (
-            delta
-            if before is None
-            else Delta(
-                index=delta.index,
-                text=before.text + delta.text,
-                num_tokens=before.num_tokens + delta.num_tokens,
-                finish_reason=delta.finish_reason or before.finish_reason,
-                tokens=before.tokens + delta.tokens,
-            )
+        pieces.setdefault(delta.index, []).append(delta)
+    return [
+        Delta(
+            index=index,
+            text="".join(delta.text for delta in own),
+            num_tokens=sum(delta.num_tokens for delta in own),
+            finish_reason=next((delta.finish_reason for delta in reversed(own) if delta.finish_reason), None),
+            tokens=tuple(token for delta in own for token in delta.tokens),
         )
-    return list(found.values())
+        for index, own in pieces.items()
+    ]
 
 
 class ChatBackend(Protocol):

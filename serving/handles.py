@@ -37,18 +37,18 @@ SCORE_ATTEMPTS = 3
 class _Model:
     """What both kinds of models have in common: a card, seats, and when a replica last answered."""
 
-    def __init__(self, card: ModelCard, seats: int, telemetry: Telemetry) -> None:
+    def __init__(self, card: ModelCard, seats: int, telemetry: Telemetry | None) -> None:
         self.card = card
         self.seats = seats
         """Requests that this front lets in at once."""
-        self._telemetry = telemetry
+        self._telemetry = telemetry or InMemory()
         self._seated = self._waiting = 0
         self._answered_at = -1e9
 
     def check_seats(self) -> None:
         """Raise overloaded where no seat is free."""
         if self._seated >= self.seats:
-            raise ApiError("overloaded", f"{self.card.id} has too many waiting requests; try again")
+            raise _overloaded(self.card.id)
 
     @contextmanager
     def _seat(self) -> Iterator[None]:
@@ -71,7 +71,7 @@ class _Model:
                 await assigned
         except TimeoutError:
             if self._answered_at > begun - TAKEN_WITHIN_S:
-                raise ApiError("overloaded", f"{self.card.id} has too many waiting requests; try again") from None
+                raise _overloaded(self.card.id) from None
             raise ApiError("backend_unavailable", f"{self.card.id} takes no requests now; try again") from None
         finally:
             self._count_waiting(-1)
@@ -95,7 +95,7 @@ class EngineBackend(_Model):
     ) -> None:
         engine = model.engine
         seats = engine.seats(engine.max_ongoing_requests, engine.queued_requests, fronts=fronts)
-        super().__init__(card, seats, telemetry or InMemory())
+        super().__init__(card, seats, telemetry)
         self._folder = model.folder
         self._chat = Chat.load(model.folder, model.chat)
         # Any: its type does not know that a streaming handle gives a generator.
@@ -147,7 +147,7 @@ class ScorerBackend(_Model):
         placement = model.placement
         ongoing = placement.ongoing_requests(on_gpu=on_gpu)
         seats = placement.seats(ongoing, placement.max_queued_requests, fronts=fronts)
-        super().__init__(card, seats, telemetry or InMemory())
+        super().__init__(card, seats, telemetry)
         self._handle = handle
         self._has_told = False
 
@@ -186,13 +186,17 @@ def _give_up(call: Any) -> None:
         call.cancel()
 
 
+def _overloaded(model: str) -> ApiError:
+    return ApiError("overloaded", f"{model} has too many waiting requests; try again")
+
+
 def api_error(error: Exception, model: str) -> ApiError:
     """Return what a failed call of a handle means for the client."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, ApiError):
         return ApiError(cause.code, cause.message, param=cause.param)
     if isinstance(cause, BackPressureError):
-        return ApiError("overloaded", f"{model} has too many waiting requests; try again")
+        return _overloaded(model)
     if isinstance(cause, RayServeException | RayError):
         logger.error("%s is not available: %s", model, type(cause).__name__)
         return ApiError("backend_unavailable", f"{model} is not available at this moment; try again")
