@@ -37,7 +37,7 @@ def build_app(
     header_bytes: int = HEADER_BYTES,
     idempotency: Idempotency | None = None,
     run: Path | None = None,
-    seats: Mapping[Kind, int] | None = None,
+    seats: Callable[[], Mapping[Kind, int]] | None = None,
 ) -> FastAPI:
     """Return the app over these backends, by model name.
 
@@ -52,7 +52,7 @@ def build_app(
         header_bytes: most bytes of request line and headers.
         idempotency: how long answers are kept for requests that are sent again.
         run: folder with the results of the run that the page shows.
-        seats: requests that are let in at once by kind, which the proxy is told with every answer.
+        seats: gives the requests that are let in at once by kind, which the proxy is told with every answer.
     """
     shown_at = "/openapi.json" if documented else None
     app = FastAPI(title="fuseline", docs_url=None, redoc_url=None, openapi_url=shown_at)

@@ -75,11 +75,6 @@ class Replicas(Placement):
         """Copies that there are at most."""
         return self.autoscaling.max_replicas if self.autoscaling else self.replicas
 
-    def seats(self, ongoing: int, queued: int, *, fronts: int) -> int:
-        """Return how many requests one of `fronts` copies of the front lets in: its share of what replicas take, and a
-        queue of its own."""
-        return -(-self.most * ongoing // fronts) + queued
-
     def check_target(self, most: int, what: str) -> None:
         """Raise ValueError if a copy would be full before the load adds another one."""
         if self.autoscaling is not None and self.autoscaling.target_ongoing_requests > most:
@@ -106,8 +101,10 @@ class EnginePlacement(Replicas):
     max_num_seqs: int = Field(default=32, ge=1)
     """Sequences in one engine at once."""
     max_queued_requests: int | None = Field(default=None, ge=0)
-    """Requests that may wait for an engine; one more is answered 429. null is a quarter of `max_num_seqs`: who waits
-    longer than an answer takes is better told to come back."""
+    """Requests that may wait in a front for an engine; one more is answered 429. null is a quarter of `max_num_seqs`: who
+    waits longer than an answer takes is better told to come back."""
+    max_queued_while_starting: int = Field(default=64, ge=0)
+    """The same while replicas start, after a death or in a rollout: that passes, so they may wait."""
 
     @property
     def gpus(self) -> float:
@@ -115,7 +112,7 @@ class EnginePlacement(Replicas):
         return 1.0 if self.gpu_memory_utilization > 0.5 else 0.5
 
     @property
-    def max_ongoing_requests(self) -> int:
+    def ongoing_requests(self) -> int:
         """Requests in one replica: more than the engine's seats, so that the next one waits there, not on the wire."""
         return self.max_num_seqs + self._waiting
 
@@ -130,7 +127,7 @@ class EnginePlacement(Replicas):
 
     @model_validator(mode="after")
     def _scales(self) -> Self:
-        self.check_target(self.max_ongoing_requests, "max_num_seqs and a quarter")
+        self.check_target(self.ongoing_requests, "max_num_seqs and a quarter")
         return self
 
 
@@ -145,9 +142,10 @@ class RewardPlacement(Replicas):
     """Share of a GPU that one copy asks Ray for; not used on CPU."""
     batch_wait_s: float = Field(default=0.005, ge=0)
     """How long the first request of a batch waits for others, in seconds."""
-    max_queued_requests: int = Field(default=32, ge=0)
-    """Requests that may wait for a replica; one more is answered 429. Enough to bridge the seconds in which a killed
-    replica is replaced or a new model loads beside this one; fewer keep the answers of an overloaded service quicker."""
+    max_queued_requests: int | None = Field(default=None, ge=0)
+    """Requests that may wait in a front for a replica; one more is answered 429. null is as many as one replica takes."""
+    max_queued_while_starting: int = Field(default=64, ge=0)
+    """The same while replicas start, after a death or in a rollout: that passes, so they may wait."""
 
     def batch_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests are scored together."""
@@ -156,6 +154,10 @@ class RewardPlacement(Replicas):
     def ongoing_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests one replica takes: one batch is scored while the next one gathers."""
         return 2 * self.batch_requests(on_gpu=on_gpu)
+
+    def queued_requests(self, *, on_gpu: bool) -> int:
+        """Return how many requests may wait for a replica."""
+        return self.ongoing_requests(on_gpu=on_gpu) if self.max_queued_requests is None else self.max_queued_requests
 
     @model_validator(mode="after")
     def _scales(self) -> Self:

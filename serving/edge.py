@@ -88,7 +88,7 @@ class Edge:
         longest_s: float,
         header_bytes: int = HEADER_BYTES,
         adds_id: bool = True,
-        seats: Mapping[Kind, int] | None = None,
+        seats: Callable[[], Mapping[Kind, int]] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Put the edge around `app`.
@@ -101,7 +101,7 @@ class Edge:
             longest_s: seconds after which any request is ended, also one whose client does not read its answer.
             header_bytes: most bytes of request line and headers.
             adds_id: False where something before the edge adds `x-request-id` to answers.
-            seats: what `serving.proxy` is told in the header `x-fuseline-seats`, which it takes out again.
+            seats: gives what `serving.proxy` is told in the header `x-fuseline-seats`, which it takes out again.
             clock: seconds.
         """
         self._app = app
@@ -112,9 +112,7 @@ class Edge:
         self._longest_s = longest_s
         self._header_bytes = header_bytes
         self._adds_id = adds_id
-        self._own_headers = SECURITY_HEADERS
-        if seats is not None:
-            self._own_headers += ((SEATS, ",".join(f"{kind}={number}" for kind, number in seats.items()).encode()),)
+        self._seats = seats
         self._clock = clock
         self._in_flight: Counter[str] = Counter()
 
@@ -127,7 +125,7 @@ class Edge:
             return
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         visit = Visit(_request_id(scope), method, self._template(scope["path"]))
-        out = _Outgoing(send, visit, self._clock, headers=self._own_headers, adds_id=self._adds_id)
+        out = _Outgoing(send, visit, self._clock, headers=self._own_headers(), adds_id=self._adds_id)
         entered = CURRENT.set(visit)
         try:
             await self._answer(scope, receive, out, visit)
@@ -137,6 +135,12 @@ class Edge:
             self._observers.guard.charge(visit.key, visit.total_tokens)
             report(visit, self._observers.telemetry)
             self._observers.access.write(visit)
+
+    def _own_headers(self) -> tuple[Header, ...]:
+        if self._seats is None:
+            return SECURITY_HEADERS
+        told = ",".join(f"{kind}={number}" for kind, number in self._seats().items())
+        return *SECURITY_HEADERS, (SEATS, told.encode())
 
     async def _answer(self, scope: Scope, receive: Receive, out: "_Outgoing", visit: Visit) -> None:
         """Let the request through, and turn whatever goes wrong into an envelope or, once begun, a closed answer."""

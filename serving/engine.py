@@ -22,7 +22,7 @@ from ray.serve.llm.openai_api_models import CompletionRequest, ErrorResponse
 from serving.backends import Delta, Generation, SampledToken, merged
 from serving.config import ChatModel
 from serving.errors import ApiError
-from serving.layout import STEADY, scaling
+from serving.layout import ROOM, STEADY, scaling
 from serving.schemas import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -130,8 +130,7 @@ def engine_deployment(card: ModelCard, model: ChatModel, *, name: str, on_gpu: b
         deployment_config={
             **STEADY,
             **scaling(placement),
-            "max_ongoing_requests": placement.max_ongoing_requests,
-            "max_queued_requests": placement.queued_requests,
+            "max_ongoing_requests": ROOM * placement.ongoing_requests,
             "ray_actor_options": {"num_cpus": 0},
         },
         **layout,

@@ -17,6 +17,7 @@ from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
 from fusion.errors import StageError
+from serving import replicas
 from serving.access import AccessLog
 from serving.app import build_app
 from serving.auth import ApiKey, Guard, Kind, load_keys
@@ -56,6 +57,7 @@ class Front:
         """Return the app. Where another front is in service, only once every model answers: Serve sends requests
         here from then on, and takes them from the other one. The first front answers `/readyz` while models load."""
         self._readiness.start()
+        self._watching = asyncio.create_task(replicas.watch(serve.get_replica_context().app_name, self._models.adjust))
         if await asyncio.to_thread(_is_served):
             async with asyncio.timeout(self._config.ready_timeout_s):
                 await self._readiness.settled()
@@ -72,7 +74,7 @@ class Front:
             header_bytes=self._config.security.header_bytes,
             idempotency=self._config.idempotency,
             run=self._config.run,
-            seats=self._models.seats(),
+            seats=self._models.seats,
         )
 
     def _observers(self) -> Observers:
@@ -121,9 +123,17 @@ class Models:
 
     def seats(self) -> dict[Kind, int]:
         """Return how many requests all fronts together let in, by the kind of route: scores are asked for by chat too."""
-        reward = sum(model.seats for model in self.rewards.values())
-        found: dict[Kind, int] = {"chat": sum(model.seats for model in self.chats.values()) + reward, "reward": reward}
+        reward = sum(model.line.seats for model in self.rewards.values())
+        found: dict[Kind, int] = {
+            "chat": sum(model.line.seats for model in self.chats.values()) + reward,
+            "reward": reward,
+        }
         return {kind: seats * self._config.http.most for kind, seats in found.items()}
+
+    def adjust(self, running: Mapping[str, int], starting: bool) -> None:
+        """Take over how many replicas each deployment has, and whether any are starting."""
+        for model in [*self.chats.values(), *self.rewards.values()]:
+            model.line.adjust(replicas=running.get(model.deployment, 0), starting=starting)
 
     def readiness(self) -> Readiness:
         """Return what says whether all of them answer well."""
@@ -133,9 +143,7 @@ class Models:
 
 def _is_served() -> bool:
     """Return whether another replica of the front is in service."""
-    app = serve.status().applications.get(serve.get_replica_context().app_name)
-    front = app and app.deployments.get(FRONT)
-    return front is not None and "RUNNING" in set(front.replica_states)
+    return replicas.running(serve.get_replica_context().app_name)[0].get(FRONT, 0) > 0
 
 
 def build(config: ServeConfig) -> Application:

@@ -26,7 +26,11 @@ STEADY: dict[str, Any] = {
 }
 """Options of every deployment."""
 
-_SCALE = {"replicas", "autoscaling", "max_queued_requests"}
+ROOM = 2
+"""Times the requests that a front gives one replica, which is what a replica takes: Ray must never have to keep one
+waiting (`line`), also while two fronts are in service, or one of two replicas has died and the front does not know."""
+
+_SCALE = {"replicas", "autoscaling", "max_queued_requests", "max_queued_while_starting"}
 """Fields that Ray changes on a running deployment."""
 
 

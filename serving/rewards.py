@@ -18,7 +18,7 @@ from fusion.rewards import ClassifierSettings, RewardScore, Truncation
 from fusion.rows import Message
 from serving.backends import Scored
 from serving.config import RewardModel, RewardPlacement
-from serving.layout import STEADY, scaling
+from serving.layout import ROOM, STEADY, scaling
 from serving.schemas import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,6 @@ def reward_deployment(card: ModelCard, model: RewardModel, *, name: str, on_gpu:
         **STEADY,
         **scaling(placement),
         name=name,
-        max_ongoing_requests=placement.ongoing_requests(on_gpu=on_gpu),
-        max_queued_requests=placement.max_queued_requests,
+        max_ongoing_requests=ROOM * placement.ongoing_requests(on_gpu=on_gpu),
         ray_actor_options={"num_cpus": placement.cpus, "runtime_env": {"env_vars": environment}, **resources},
     ).bind(card.id, model.folder, model.settings, placement, device="cuda" if on_gpu else "cpu")
