@@ -21,6 +21,7 @@ from serving.backends import Delta, Generation, Scored
 from serving.config import ChatModel, RewardModel
 from serving.errors import ApiError, trace
 from serving.line import Line, overloaded
+from serving.replicas import living
 from serving.schemas import ModelCard
 from serving.telemetry import Telemetry
 
@@ -54,13 +55,16 @@ class EngineBackend:
         )
         self._folder = model.folder
         self._chat = Chat.load(model.folder, model.chat)
-        self.deployment = handle.deployment_name
         # Any: its type does not know that a streaming handle gives a generator.
         self._handle: Any = handle.options(stream=True)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         return self._chat.stop_ids
+
+    def living(self) -> int:
+        """Return how many replicas take requests."""
+        return living(self._handle)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         self.line.check()  # before the work of rendering
@@ -114,9 +118,12 @@ class ScorerBackend:
             queued_while_starting=placement.max_queued_while_starting,
             telemetry=telemetry,
         )
-        self.deployment = handle.deployment_name
         self._handle = handle
         self._has_told = False
+
+    def living(self) -> int:
+        """Return how many replicas take requests."""
+        return living(self._handle)
 
     async def score(
         self, conversations: Sequence[tuple[Message, ...]], *, truncation: Literal["error", "left", "right"]

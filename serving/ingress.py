@@ -57,8 +57,9 @@ class Front:
         """Return the app. Where another front is in service, only once every model answers: Serve sends requests
         here from then on, and takes them from the other one. The first front answers `/readyz` while models load."""
         self._readiness.start()
-        self._watching = asyncio.create_task(replicas.watch(serve.get_replica_context().app_name, self._models.adjust))
-        if await asyncio.to_thread(_is_served):
+        app = serve.get_replica_context().app_name
+        self._watching = asyncio.create_task(replicas.watch(app, self._models.adjust))
+        if await asyncio.to_thread(replicas.is_serving, app, FRONT):
             async with asyncio.timeout(self._config.ready_timeout_s):
                 await self._readiness.settled()
             if self._readiness.refused is not None:
@@ -130,20 +131,15 @@ class Models:
         }
         return {kind: seats * self._config.http.most for kind, seats in found.items()}
 
-    def adjust(self, running: Mapping[str, int], starting: bool) -> None:
-        """Take over how many replicas each deployment has, and whether any are starting."""
+    def adjust(self, starting: bool) -> None:
+        """Take over how many replicas each model has, and whether any are starting in the application."""
         for model in [*self.chats.values(), *self.rewards.values()]:
-            model.line.adjust(replicas=running.get(model.deployment, 0), starting=starting)
+            model.line.adjust(replicas=model.living(), starting=starting)
 
     def readiness(self) -> Readiness:
         """Return what says whether all of them answer well."""
         canaries = {name: self._config.rewards[name].canary for name in self.rewards}
         return Readiness(probes(self.chats, self.rewards, canaries), recheck_s=self._config.recheck_s)
-
-
-def _is_served() -> bool:
-    """Return whether another replica of the front is in service."""
-    return replicas.running(serve.get_replica_context().app_name)[0].get(FRONT, 0) > 0
 
 
 def build(config: ServeConfig) -> Application:

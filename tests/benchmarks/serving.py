@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from rewards import save_model as save_reward_model
 
-from load import Chats, Rewards, Send, Summary, capacity, open_loop
+from load import Chats, Rewards, Send, Summary, capacity, client, open_loop
 from served import ROOT, Service
 from tiny_models import save_tokenizer
 
@@ -83,7 +83,7 @@ class Bench:
 
     world: World
     service: Service
-    client: httpx.AsyncClient
+    client: aiohttp.ClientSession
     seconds: float
 
     async def scenarios(self, names: Sequence[str]) -> None:
@@ -190,7 +190,8 @@ class Bench:
         outcomes += await open_loop(rewards.send, rate=rate, seconds=5)
         took, said = await task
         summary = Summary.of(outcomes)
-        now = (await self.client.get("/v1/models")).json()["data"]
+        async with self.client.get("/v1/models") as answer:
+            now = (await answer.json())["data"]
         shown = next(card["revision"] for card in now if card["id"] == "rm")
         print(f"rewards at 0.5 C while the model is swapped ({took:.1f} s; {said}): {summary}")
         ok = set(summary.statuses) == {200} and not summary.wrong and shown == revision != old
@@ -212,7 +213,7 @@ async def raw_stream(engine: Any, ids: list[int], seed: int, max_tokens: int) ->
         yield len(output.outputs[0].token_ids)
 
 
-async def http_stream(client: httpx.AsyncClient, seed: int, max_tokens: int) -> AsyncIterator[int]:
+async def http_stream(http: aiohttp.ClientSession, seed: int, max_tokens: int) -> AsyncIterator[int]:
     body = {
         "model": "chat",
         "messages": [{"role": "user", "content": "x" * 100}],
@@ -221,10 +222,10 @@ async def http_stream(client: httpx.AsyncClient, seed: int, max_tokens: int) -> 
         "seed": seed,
         "stream": True,
     }
-    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {") and '"content":"' in line and '"role"' not in line:
+    async with http.post("/v1/chat/completions", json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        async for line in answer.content:
+            if line.startswith(b"data: {") and b'"content":"' in line and b'"role"' not in line:
                 yield 1
 
 
@@ -244,7 +245,7 @@ async def measure(streams: Sequence[AsyncIterator[int]], max_tokens: int) -> tup
     return statistics.median(firsts), len(streams) * max_tokens / (time.perf_counter() - begun)
 
 
-async def beside_raw(world: World, client: httpx.AsyncClient, *, repeats: int) -> None:
+async def beside_raw(world: World, http: aiohttp.ClientSession, *, repeats: int) -> None:
     os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_CPU_OMP_THREADS_BIND="nobind")
     os.environ.update(OMP_NUM_THREADS="1", VLLM_NO_USAGE_STATS="1")
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -264,10 +265,10 @@ async def beside_raw(world: World, client: httpx.AsyncClient, *, repeats: int) -
         for repeat in range(repeats + 1):
             seeds = range(1000 * repeat, 1000 * repeat + at_once)
             raw = await measure([raw_stream(engine, ids, seed, max_tokens) for seed in seeds], max_tokens)
-            http = await measure([http_stream(client, seed, max_tokens) for seed in seeds], max_tokens)
+            served = await measure([http_stream(http, seed, max_tokens) for seed in seeds], max_tokens)
             if repeat:
                 rows["raw"].append(raw)
-                rows["http"].append(http)
+                rows["http"].append(served)
         ttft = {way: statistics.median(t for t, _ in found) * 1e3 for way, found in rows.items()}
         rate = {way: statistics.median(r for _, r in found) for way, found in rows.items()}
         print(
@@ -282,12 +283,11 @@ SCENARIOS = ("load", "overload", "kills", "swap", "raw")
 
 
 async def run(world: World, args: argparse.Namespace, service: Service) -> None:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
-    async with httpx.AsyncClient(base_url=service.url, timeout=60, limits=limits) as client:
+    async with client(service.url) as http:
         if set(args.only) - {"raw"}:
-            await Bench(world, service, client, args.seconds).scenarios(args.only)
+            await Bench(world, service, http, args.seconds).scenarios(args.only)
         if "raw" in args.only:
-            await beside_raw(world, client, repeats=args.repeats)
+            await beside_raw(world, http, repeats=args.repeats)
 
 
 def main() -> None:

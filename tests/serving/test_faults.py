@@ -7,10 +7,9 @@ back by itself. Where the proxy itself is killed, connections to it break: there
 import asyncio
 import time
 
-import httpx
 import pytest
 
-from load import Chats, Outcome, Rewards, open_loop
+from load import BROKEN, Chats, Outcome, Rewards, client, open_loop
 from served import Service
 from tiny_models import save_chat_model, save_reward_model
 
@@ -27,7 +26,7 @@ def service(tmp_path_factory):
     save_reward_model(folder / "reward", architecture="Qwen3")
     models = {
         "chat": {"tiny": {"folder": str(folder / "chat"), "engine": {"max_num_seqs": 64}}},
-        "rewards": {"rm": {"folder": str(folder / "reward"), "placement": {"replicas": 2}}},
+        "rewards": {"rm": {"folder": str(folder / "reward"), "placement": {"replicas": 2, "max_queued_requests": 64}}},
     }
     limits = {"deadline_s": DEADLINE_S, "chat_deadline_s": DEADLINE_S}
     with Service.of(folder, **models, accelerator="cpu", limits=limits) as running:
@@ -39,11 +38,10 @@ ITEMS = [{"prompt": "p" * (5 + 40 * (i % 4)), "responses": ["a" * (1 + 17 * j) f
 
 async def load_and_kill(service: Service, kind: str, title: str, capsys) -> list[Outcome]:
     """Send some 150 requests, kill the process when fifty of them are in flight, and wait until all is well again."""
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=service.url, timeout=DEADLINE_S + 10, limits=limits) as client:
-        rewards = Rewards(client, "rm", ITEMS)
+    async with client(service.url, timeout_s=DEADLINE_S + 10) as http:
+        rewards = Rewards(http, "rm", ITEMS)
         await rewards.learn()
-        chats = Chats(client, "tiny", ["q", "what?", "sing"], max_tokens=200)
+        chats = Chats(http, "tiny", ["q", "what?", "sing"], max_tokens=200)
         sender = rewards if kind == "rewards" else chats
         in_flight = 0
         killed = asyncio.Event()
@@ -71,7 +69,7 @@ async def load_and_kill(service: Service, kind: str, title: str, capsys) -> list
             assert time.perf_counter() - begun < BACK_WITHIN_S, "the service did not come back"
             try:
                 status, wrong = await sender.send(fine)
-            except httpx.HTTPError:
+            except BROKEN:
                 status, wrong = 0, None
             assert wrong is None or status == 0, wrong
             fine = fine + 1 if status == 200 else 0

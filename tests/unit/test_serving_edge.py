@@ -124,6 +124,14 @@ def test_the_edge_crosses_processes():
     assert isinstance(pickle.loads(pickle.dumps(edge)), Edge)
 
 
+def test_each_answer_tells_the_proxy_how_many_seats_there_are_now():
+    seats = {"reward": 12}
+    app = make(seats=lambda: seats)
+    assert asyncio.run(_get(app, "/readyz")).headers["x-fuseline-seats"] == "reward=12"
+    seats["reward"] = 72
+    assert asyncio.run(_get(app, "/nothing")).headers["x-fuseline-seats"] == "reward=72"
+
+
 def test_web_sockets_are_closed_before_any_route():
     from starlette.websockets import WebSocketDisconnect
 

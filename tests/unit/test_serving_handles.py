@@ -1,4 +1,4 @@
-"""Models behind handles: seats, patience, and what a failed call means; the handles here are scripts.
+"""Models behind handles: when they are called, and what a failed call means; the handles here are scripts.
 
 Real ones, and real deaths of replicas, are in tests/serving/test_faults.py.
 """
@@ -11,11 +11,10 @@ from ray.serve.exceptions import BackPressureError
 
 from fusion.rows import Message
 from scripted_service import card
-from serving import handles
+from serving import handles, line
 from serving.backends import Scored
 from serving.config import RewardModel, RewardPlacement
 from serving.errors import ApiError
-from serving.telemetry import QUEUE, InMemory
 
 PAIR = [(Message("user", "q"), Message("assistant", "a"))]
 
@@ -63,9 +62,9 @@ class Handle:
         return self.calls.pop(0)
 
 
-def backend(*calls, telemetry=None, **placement):
+def backend(*calls, **placement):
     model = RewardModel.model_construct(placement=RewardPlacement(**placement))
-    return handles.ScorerBackend(card("rm", "reward"), model, Handle(*calls), on_gpu=False, telemetry=telemetry)
+    return handles.ScorerBackend(card("rm", "reward"), model, Handle(*calls), on_gpu=False)
 
 
 def score(model):
@@ -98,32 +97,25 @@ def test_what_a_failed_call_means(calls, code, caplog):
     assert "a prompt in a message" not in caplog.text + raised.value.message
 
 
-@pytest.mark.parametrize(("lately", "code"), [(True, "overloaded"), (False, "backend_unavailable")])
-def test_a_request_that_no_replica_takes_is_refused_within_seconds(lately, code, monkeypatch):
-    monkeypatch.setattr(handles, "TAKEN_WITHIN_S", 0.1)
+def test_a_call_that_no_replica_takes_is_given_up(monkeypatch):
+    monkeypatch.setattr(line, "PATIENCE_S", 0.1)
     call = Call([Scored(1.0, 3)], taken=False)
-    telemetry = InMemory()
-    model = backend(call, telemetry=telemetry)
-    if lately:
-        model._answered()
     with pytest.raises(ApiError) as raised:
-        score(model)
-    assert (raised.value.code, call.cancelled) == (code, True)
-    assert telemetry.value(QUEUE, model="rm") == 0
+        score(backend(call))
+    assert (raised.value.code, call.cancelled) == ("backend_unavailable", True)
 
 
-def test_who_finds_no_seat_is_refused_at_once():
-    """Two replicas take 2 x 1 each, and one may wait: five seats."""
+def test_calls_go_to_ray_only_when_a_replica_has_a_place():
+    """Two replicas take 2 x 1 each, and one may wait: five seats, four calls."""
 
     async def run():
         release = asyncio.Event()
         model = backend(*[Call(release)] * 6, replicas=2, max_batch_requests=1, max_queued_requests=1)
-        assert model.seats == 5
         tasks = [asyncio.create_task(model.score(PAIR, truncation="error")) for _ in range(5)]
         await asyncio.sleep(0.01)
         with pytest.raises(ApiError, match="too many waiting"):
             await model.score(PAIR, truncation="error")
-        assert len(model._handle.asked) == 5
+        assert len(model._handle.asked) == 4
         release.set()
         await asyncio.gather(*tasks)
         assert (await model.score(PAIR, truncation="error"))[0].score == 1.0
@@ -131,8 +123,9 @@ def test_who_finds_no_seat_is_refused_at_once():
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("fronts", "seats"), [(1, 9), (2, 5), (3, 4)])
-def test_fronts_share_what_replicas_take(fronts, seats):
-    """Two replicas that take 4 each: 8, and a queue of 1 per front."""
-    placement = RewardPlacement(replicas=2, max_batch_requests=2, max_queued_requests=1)
-    assert placement.seats(4, 1, fronts=fronts) == seats
+def test_the_queue_is_long_after_a_death():
+    """One replica takes 4; 4 more may wait, and 64 while it is replaced."""
+    model = backend(Call(DIED), Call([Scored(0.5, 3)]))
+    assert model.line.seats == 4 + 4
+    score(model)
+    assert model.line.seats == 4 + 64
