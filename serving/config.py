@@ -114,20 +114,16 @@ class EnginePlacement(Replicas):
     @property
     def ongoing_requests(self) -> int:
         """Requests in one replica: more than the engine's seats, so that the next one waits there, not on the wire."""
-        return self.max_num_seqs + self._waiting
+        return self.max_num_seqs + -(-self.max_num_seqs // 16)
 
     @property
     def queued_requests(self) -> int:
         """Requests that may wait for an engine."""
-        return self._waiting if self.max_queued_requests is None else self.max_queued_requests
-
-    @property
-    def _waiting(self) -> int:
-        return max(1, self.max_num_seqs // 4)
+        return -(-self.max_num_seqs // 4) if self.max_queued_requests is None else self.max_queued_requests
 
     @model_validator(mode="after")
     def _scales(self) -> Self:
-        self.check_target(self.ongoing_requests, "max_num_seqs and a quarter")
+        self.check_target(self.ongoing_requests, "max_num_seqs and a sixteenth")
         return self
 
 
@@ -137,19 +133,20 @@ class RewardPlacement(Replicas):
     cpus: float = Field(default=0.5, gt=0)
     """Logical CPUs that one copy asks Ray for."""
     max_batch_requests: int | None = Field(default=None, ge=1)
-    """Requests that are scored together; null is 2 on CPU, where a batch saves nothing and others wait for it, 16 on GPU."""
+    """Requests that are scored together; null is 1 on CPU, where a batch saves nothing and others wait for it, 16 on GPU."""
     gpu_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a GPU that one copy asks Ray for; not used on CPU."""
     batch_wait_s: float = Field(default=0.005, ge=0)
     """How long the first request of a batch waits for others, in seconds."""
     max_queued_requests: int | None = Field(default=None, ge=0)
-    """Requests that may wait in a front for a replica; one more is answered 429. null is as many as one replica takes."""
+    """Requests that may wait in a front for a replica; one more is answered 429. null is as many as one replica
+    takes, at least 8."""
     max_queued_while_starting: int = Field(default=64, ge=0)
     """The same while replicas start, after a death or in a rollout: that passes, so they may wait."""
 
     def batch_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests are scored together."""
-        return self.max_batch_requests or (16 if on_gpu else 2)
+        return self.max_batch_requests or (16 if on_gpu else 1)
 
     def ongoing_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests one replica takes: one batch is scored while the next one gathers."""
@@ -157,13 +154,18 @@ class RewardPlacement(Replicas):
 
     def queued_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests may wait for a replica."""
-        return self.ongoing_requests(on_gpu=on_gpu) if self.max_queued_requests is None else self.max_queued_requests
+        if self.max_queued_requests is not None:
+            return self.max_queued_requests
+        return max(8, self.ongoing_requests(on_gpu=on_gpu))
 
     @model_validator(mode="after")
     def _scales(self) -> Self:
-        most = self.ongoing_requests(on_gpu=self.max_batch_requests is None)
-        self.check_target(most, "twice max_batch_requests")
+        self.check_scaling(on_gpu=self.max_batch_requests is None)  # where it runs is not known yet
         return self
+
+    def check_scaling(self, *, on_gpu: bool) -> None:
+        """Raise ValueError if a copy would be full before the load adds another one."""
+        self.check_target(self.ongoing_requests(on_gpu=on_gpu), "twice max_batch_requests")
 
 
 class FrontPlacement(Replicas):

@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 
-from fusion.errors import StageError
+from fusion.errors import InputError, StageError
 from serving import replicas
 from serving.access import AccessLog
 from serving.app import build_app
@@ -174,6 +174,10 @@ def build_application(config: ServeConfig, *, on_gpu: bool) -> Application:
     for name, reward in config.rewards.items():
         from serving.rewards import reward_deployment
 
+        try:
+            reward.placement.check_scaling(on_gpu=on_gpu)
+        except ValueError as error:
+            raise InputError(f"rewards.{name}.placement: {error}") from None
         card = cards[name] = reward_card(name, reward)
         rewards[name] = reward_deployment(card, reward, name=reward_name(card, reward, on_gpu=on_gpu), on_gpu=on_gpu)
     front: Any = serve.deployment(Front)

@@ -26,7 +26,9 @@ _STARTING = {"UPDATING", "UPSCALING", "UNHEALTHY"}
 def living(handle: DeploymentHandle) -> int:
     """Return how many replicas take requests, as the router of the handle knows it; 0 before its first request."""
     router: Any = handle._router
-    return 0 if router is None else len(router._asyncio_router.request_router.curr_replicas)
+    # Not its property without underscore, which makes what is missing, in the thread that asks.
+    known = None if router is None else router._asyncio_router._request_router
+    return 0 if known is None else len(known.curr_replicas)
 
 
 def is_serving(app: str, deployment: str) -> bool:
@@ -48,6 +50,8 @@ async def watch(app: str, tell: Callable[[bool], object], *, period_s: float = P
             if answered:
                 logger.warning("Serve's controller does not say what is starting: %s", type(error).__name__)
             answered = False
+        except Exception:
+            logger.exception("what is starting was not found out; asking again")
         await asyncio.sleep(period_s)
 
 

@@ -277,6 +277,7 @@ async def beside_raw(world: World, http: aiohttp.ClientSession, *, repeats: int)
             flush=True,
         )
     engine.shutdown()
+    del engine  # now, not when modules are gone, which it would complain of
 
 
 SCENARIOS = ("load", "overload", "kills", "swap", "raw")

@@ -72,7 +72,7 @@ BAD = {
     "order": ("http/autoscaling", {**SCALE, "min_replicas": 9}, r"http\.autoscaling: min_replicas is 9, above max_replicas 4"),
     "both": ("chat/target/engine/replicas", 2, r"chat\.target\.engine: replicas and autoscaling are both given"),
     "target above a replica": (
-        "chat/target/engine/max_num_seqs", 3, r"target_ongoing_requests is 8, but a replica takes 4 \(max_num_seqs and a quarter\)",
+        "chat/target/engine/max_num_seqs", 3, r"target_ongoing_requests is 8, but a replica takes 4 \(max_num_seqs and a sixteenth\)",
     ),
     "front above its limit": ("limits/max_in_flight", 4, r"target_ongoing_requests is 8, but a replica takes 4"),
     "gpu as a resource": ("rewards/rm/placement/resources", {"GPU": 1}, r"resources: GPU has its own field"),

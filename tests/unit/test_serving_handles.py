@@ -124,8 +124,8 @@ def test_calls_go_to_ray_only_when_a_replica_has_a_place():
 
 
 def test_the_queue_is_long_after_a_death():
-    """One replica takes 4; 4 more may wait, and 64 while it is replaced."""
+    """One replica takes 2; 8 more may wait, and 64 while it is replaced."""
     model = backend(Call(DIED), Call([Scored(0.5, 3)]))
-    assert model.line.seats == 4 + 4
+    assert model.line.seats == 2 + 8
     score(model)
-    assert model.line.seats == 4 + 64
+    assert model.line.seats == 2 + 64
