@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from served import Service
+from serving import replicas
 from tiny_models import save_chat_model, save_reward_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.serving, pytest.mark.timeout(900)]
@@ -128,6 +129,10 @@ def test_a_hundred_streams_closed_half_way_free_the_engine(service, capsys):
         # Named after what it holds: the model's name and a digest.
         handle = serve.get_deployment_handle(next(d for d in deployments if d.startswith("chat:tiny")), "fuseline")
         seconds, most = asyncio.run(open_and_close(service.url, handle, 100))
+        rewards = serve.get_deployment_handle(next(d for d in deployments if d.startswith("reward:rm")), "fuseline")
+        assert rewards.determinism.remote().result().startswith("bitwise")
+        assert (replicas.living(handle), replicas.living(rewards)) == (1, 2)
+        assert asyncio.run(first_told()) is False
     finally:
         ray.shutdown()
     with capsys.disabled():
@@ -139,6 +144,16 @@ def test_a_hundred_streams_closed_half_way_free_the_engine(service, capsys):
         json={"model": "tiny", "messages": [{"role": "user", "content": "q"}], "max_tokens": 4},
     )
     assert answer.status_code == 200
+
+
+async def first_told() -> bool:
+    """Return whether the watch of a front says that replicas are starting."""
+    told = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(replicas.watch("fuseline", told.set_result, period_s=60))
+    try:
+        return await asyncio.wait_for(told, 30)
+    finally:
+        task.cancel()
 
 
 async def open_and_close(url: str, handle, count: int) -> tuple[float, int]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from test_recipe import BASE
 
-from fusion.errors import ClusterError, ModelError, RecipeError, StageError
+from fusion.errors import ClusterError, InputError, ModelError, RecipeError, StageError
 from jobs.serve import welcome
 from jobs.serve_config import BUILDER, given_security, load_config, write_deploy_file
 from jobs.swap import NOTE, find
@@ -339,3 +339,14 @@ def test_outputs_that_do_not_say_the_score_are_refused_before_anything_is_loaded
     ):
         with pytest.raises(ModelError, match=said):
             reward_card("r", model)
+
+
+def test_a_target_that_a_replica_on_cpus_never_reaches_is_refused_once_it_is_known_where_it_runs(tmp_path):
+    """A replica takes 32 requests on a GPU and 2 on CPUs."""
+    from serving.ingress import build_application
+
+    folder = str(save_reward_model(tmp_path / "rm"))
+    config = ServeConfig.model_validate({"rewards": {"rm": {"folder": folder, "placement": {"autoscaling": SCALE}}}})
+    build_application(config, on_gpu=True)
+    with pytest.raises(InputError, match=r"^rewards\.rm\.placement: .* is 8, but a replica takes 2 "):
+        build_application(config, on_gpu=False)
