@@ -232,6 +232,7 @@ def serve_files(
         raise InputError("--swap keeps the address of the running service and writes nothing; leave the others out")
     config = load_config(files, assignments, host=host, port=port, security=security)
     if swap:
+        os.nice(10)  # reading the new models takes a core for seconds, which those in service may need
         swap_models(config, address=address)
     elif write is not None:
         write_deploy_file(config, write)

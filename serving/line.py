@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 PATIENCE_S = 5.0
 """How long a request waits for a replica, and how long a model counts as answering after an answer."""
-LOST_S = 10.0
-"""How long after the death of a replica the queue is long in any case: Ray shows it after some seconds."""
+STARTING_S = 10.0
+"""How long the queue stays long after the last sign that replicas start: Ray shows a death after some seconds, and the
+steps of a swap have pauses."""
 
 
 class Line:
@@ -59,14 +60,15 @@ class Line:
         self._telemetry = telemetry or InMemory()
         self._seated = self._held = self._told = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._lost_at = self._answered_at = -1e9
+        self._started_at = self._answered_at = -1e9
         self.adjust(replicas=replicas, starting=False)
 
     def adjust(self, *, replicas: int, starting: bool) -> None:
         """Take over how many replicas live, and whether replicas are starting anywhere in the application."""
         # With none alive, who asks is answered by patience.
         self._places = -(-max(1, replicas) * self._each // self._fronts)
-        self._starting = starting
+        if starting:
+            self._started_at = time.monotonic()
         self._hand_out()
 
     @property
@@ -75,8 +77,8 @@ class Line:
         return self._places + (self._queued_while_starting if self._bridges() else self._queued)
 
     def lost(self) -> None:
-        """A replica died."""
-        self._lost_at = time.monotonic()
+        """A replica died, and another one will start."""
+        self._started_at = time.monotonic()
 
     def answered(self) -> None:
         """A replica answered, at least in part."""
@@ -138,7 +140,7 @@ class Line:
         raise ApiError("backend_unavailable", f"{self._model} takes no requests now; try again")
 
     def _bridges(self) -> bool:
-        return self._starting or time.monotonic() - self._lost_at < LOST_S
+        return time.monotonic() - self._started_at < STARTING_S
 
     def _hand_out(self) -> None:
         """Give free places to who has waited longest."""

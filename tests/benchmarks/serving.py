@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from rewards import save_model as save_reward_model
 
-from load import Chats, Rewards, Send, Summary, capacity, client, open_loop
+from load import Chats, Outcome, Rewards, Send, Summary, capacity, client, open_loop
 from served import ROOT, Service
 from tiny_models import save_tokenizer
 
@@ -183,10 +183,14 @@ class Bench:
             [s.score for s in new.score([(Message("user", i["prompt"]), Message("assistant", r)) for r in i["responses"]])]
             for i in ITEMS
         ]  # fmt: skip
+        begun = time.perf_counter()
         task = asyncio.create_task(swap())
-        outcomes = []
-        while not stop.is_set():
+        outcomes: list[Outcome] = []
+        while not stop.is_set() or not outcomes:
             outcomes += await open_loop(rewards.send, rate=rate, seconds=5)
+            failed = Summary.of(outcomes[-round(5 * rate) :])
+            if set(failed.statuses) != {200}:
+                print(f"  until {time.perf_counter() - begun:.0f} s: {failed}", flush=True)
         outcomes += await open_loop(rewards.send, rate=rate, seconds=5)
         took, said = await task
         summary = Summary.of(outcomes)

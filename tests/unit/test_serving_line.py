@@ -39,14 +39,18 @@ def test_fronts_share_what_replicas_take(fronts, seats):
 def test_the_queue_is_long_while_replicas_start_and_after_a_death(monkeypatch):
     own = a_line(replicas=2, each=4)
     assert own.seats == 8 + 1
+    own.adjust(replicas=1, starting=False)
+    assert own.seats == 4 + 1
     own.adjust(replicas=1, starting=True)
     assert own.seats == 4 + 4
     own.adjust(replicas=2, starting=False)
+    assert own.seats == 8 + 4  # for ten more seconds
+    monkeypatch.setattr(line, "STARTING_S", 0.0)
     assert own.seats == 8 + 1
+    monkeypatch.undo()
+    own = a_line(replicas=2, each=4)
     own.lost()
     assert own.seats == 8 + 4
-    monkeypatch.setattr(line, "LOST_S", 0.0)
-    assert own.seats == 8 + 1
 
 
 def test_a_queue_is_never_shorter_while_replicas_start():
