@@ -18,6 +18,7 @@ from ray.serve.deployment import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import CompletionRequest, ErrorResponse
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from serving.backends import Delta, Generation, SampledToken, merged
 from serving.config import ChatModel
@@ -77,6 +78,9 @@ class ChatServer(LLMServer):
                         held, sent_at = [], now
             if held:
                 yield merged(held)
+        except (EngineDeadError, EngineGenerateError):
+            # Serve replaces the replica at its next health check; until then every request comes here.
+            raise _failed() from None
         finally:
             self._num_streams -= 1
 
@@ -212,4 +216,8 @@ def _refusal(value: dict[str, Any]) -> ApiError:
     message = " ".join(str(error.get("message", "no reason given")).split())[:300]
     if int(error.get("code") or 500) < 500:
         return ApiError("invalid_request", f"the engine refuses the request: {message}")
+    return _failed()
+
+
+def _failed() -> ApiError:
     return ApiError("backend_unavailable", "the engine failed; try again")
