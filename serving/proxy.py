@@ -97,8 +97,9 @@ class ProxyLayer:
         self._count()
         scope = {**scope, "headers": clean(scope["headers"])}
         out = _Answer(scope, send, self._learn)
-        if scope["path"].rstrip("/") == "/-/routes":
-            await out.replace(ApiError("not_found", f"{scope['method']} /-/routes does not exist"))
+        # `OPTIONS *` has no path; the proxy would say that nothing is deployed there.
+        if scope["path"].rstrip("/") == "/-/routes" or not scope["path"].startswith("/"):
+            await out.replace(ApiError("not_found", f"{scope['method']} {scope['path'][:128]} does not exist"))
             return
         kind = _kind(scope["path"])
         if kind is None:

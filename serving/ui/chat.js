@@ -250,10 +250,9 @@ function speed({ started, first, last, pieces, usage, outcome }) {
   const item = (text, kind) => shown.push(h("span", { class: kind ?? "", text }));
   if (first !== null) {
     const tokens = usage ? usage.completion_tokens : pieces;
-    const span = (last - first) / 1000;
     item(`first token ${seconds((first - started) / 1000)}`);
-    // The first token ends the wait for it, so the rate is that of the others.
-    if (tokens > 1 && span > 0) item(`${((tokens - 1) / span).toFixed(1)} tokens/s`);
+    // Of the whole answer: pieces are sent together, so what comes after the first one may be a millisecond.
+    if (last > started) item(`${(tokens / ((last - started) / 1000)).toFixed(1)} tokens/s`);
     item(plural(tokens, "token"));
   } else if (outcome !== "failed") {
     item(outcome === "stopped" ? "stopped before the first token" : "an empty answer");

@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 
+from corpus_check import cases, check
 from served import Service
 from serving import replicas
 from tiny_models import save_chat_model, save_reward_model
@@ -111,6 +112,18 @@ def test_a_thousand_scores_do_not_depend_on_neighbours_order_batch_replica_or_re
         print(f"\n{compared} scores compared, {different} differ")
     assert compared >= 1000
     assert different == 0
+
+
+# ---- raw requests -----------------------------------------------------------------------------
+
+
+def test_the_hand_corpus_holds_behind_rays_proxy(service):
+    """The same requests as in test_corpus.py, here through Ray's proxy and with real models."""
+    every = cases()
+    assert len(every) >= 120
+    wrong = [problem for case in every for problem in check(case, service.url, "tiny", "rm")]
+    assert not wrong, "\n".join(wrong)
+    assert service.http.get("/readyz").status_code == 200
 
 
 # ---- cancellation -----------------------------------------------------------------------------

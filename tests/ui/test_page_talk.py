@@ -1,6 +1,7 @@
 """What the page does with the service: streams, stop, votes, scores, curl; and that nothing a model says is ever run."""
 
 import json
+import re
 import shlex
 import subprocess
 import time
@@ -31,7 +32,9 @@ def test_two_models_answer_with_the_same_settings_and_the_conversation_goes_on_f
                 asked = model.asked[-1]
                 assert (asked.temperature, asked.max_tokens, asked.seed) == (0.25, 40, 7)
             facts = page.locator(".answer .facts").first.text_content()
-            assert "first token" in facts and "tokens/s" in facts and "3 tokens" in facts
+            first, rate, tokens = map(float, re.findall(r"[\d.]+", facts))
+            assert tokens == 3
+            assert 0 < rate * (first - 0.005) <= 3  # of the whole answer, so no more than as if it had come at once
             page.click("[data-choice=right]")
             assert page.locator(".answer.right .tag").is_visible()
             chat(page, "second")

@@ -28,6 +28,28 @@ def ask(app, path="/v1/rewards", *, limits=None, headers=None):
     return asyncio.run(get())
 
 
+def test_a_request_without_a_path_is_not_found():
+    """`OPTIONS *`; the proxy would say that no application is there, which is said as "not deployed yet"."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def run():
+        (wrap,) = middlewares()
+        scope = {"type": "http", "method": "OPTIONS", "path": "*", "headers": []}
+        await wrap.cls(silence, **wrap.kwargs)(scope, None, send)
+
+    asyncio.run(run())
+    assert sent[0]["status"] == 404
+    assert json.loads(sent[1]["body"])["error"] == {
+        "message": "OPTIONS * does not exist",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "not_found",
+    }
+
+
 async def silence(scope, receive, send):
     """A front that was killed: Ray's proxy ends the request without a word."""
 
