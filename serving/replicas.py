@@ -1,6 +1,6 @@
 """What the front knows of the replicas behind it: how many live, and whether any are starting.
 
-The only file that reads what Ray keeps to itself. `serve.status()` says the same, at 20 ms of processor time here and
+Reads two things that Ray keeps to itself (decision 0007). `serve.status()` says the same, at 20 ms of processor time here and
 in the controller each; what is asked here costs half a millisecond in each.
 """
 

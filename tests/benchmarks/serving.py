@@ -186,11 +186,11 @@ class Bench:
         begun = time.perf_counter()
         task = asyncio.create_task(swap())
         outcomes: list[Outcome] = []
-        while not stop.is_set() or not outcomes:
-            outcomes += await open_loop(rewards.send, rate=rate, seconds=5)
-            failed = Summary.of(outcomes[-round(5 * rate) :])
-            if set(failed.statuses) != {200}:
-                print(f"  until {time.perf_counter() - begun:.0f} s: {failed}", flush=True)
+        while not stop.is_set():
+            latest = await open_loop(rewards.send, rate=rate, seconds=5)
+            outcomes += latest
+            if {outcome.status for outcome in latest} - {200}:
+                print(f"  until {time.perf_counter() - begun:.0f} s: {Summary.of(latest)}", flush=True)
         outcomes += await open_loop(rewards.send, rate=rate, seconds=5)
         took, said = await task
         summary = Summary.of(outcomes)

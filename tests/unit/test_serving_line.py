@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,16 +14,9 @@ from serving.line import Line
 from serving.telemetry import QUEUE, InMemory
 
 
-def a_line(*, replicas=1, each=1, fronts=1, queued=1, queued_while_starting=4, telemetry=None):
-    return Line(
-        "rm",
-        replicas=replicas,
-        each=each,
-        fronts=fronts,
-        queued=queued,
-        queued_while_starting=queued_while_starting,
-        telemetry=telemetry,
-    )
+def a_line(**given: Any) -> Line:
+    defaults: dict[str, Any] = {"replicas": 1, "each": 1, "fronts": 1, "queued": 1, "queued_while_starting": 4}
+    return Line("rm", **{**defaults, **given})
 
 
 @pytest.fixture
