@@ -84,7 +84,17 @@ class Replicas(Placement):
             )
 
 
-class EnginePlacement(Replicas):
+class ModelReplicas(Replicas):
+    """How many copies of a model there are, and how many requests wait for them in a front."""
+
+    max_queued_requests: int | None = Field(default=None, ge=0)
+    """Requests that may wait for a copy; one more is answered 429. null is a share of what a copy takes: who would wait
+    longer than an answer takes is better told to come back."""
+    max_queued_while_starting: int = Field(default=64, ge=0)
+    """The same while replicas start, after a death or in a rollout: that passes, so they may wait."""
+
+
+class EnginePlacement(ModelReplicas):
     """How the vLLM engine of one chat model is laid out. The same fields mean the same as in vLLM."""
 
     cpus: float = Field(default=0.5, gt=0)
@@ -100,11 +110,6 @@ class EnginePlacement(Replicas):
     """Prompt plus answer, in tokens; None takes the model's own limit."""
     max_num_seqs: int = Field(default=32, ge=1)
     """Sequences in one engine at once."""
-    max_queued_requests: int | None = Field(default=None, ge=0)
-    """Requests that may wait in a front for an engine; one more is answered 429. null is a quarter of `max_num_seqs`: who
-    waits longer than an answer takes is better told to come back."""
-    max_queued_while_starting: int = Field(default=64, ge=0)
-    """The same while replicas start, after a death or in a rollout: that passes, so they may wait."""
 
     @property
     def gpus(self) -> float:
@@ -118,7 +123,7 @@ class EnginePlacement(Replicas):
 
     @property
     def queued_requests(self) -> int:
-        """Requests that may wait for an engine."""
+        """Requests that may wait for an engine: by default a quarter of `max_num_seqs`."""
         return -(-self.max_num_seqs // 4) if self.max_queued_requests is None else self.max_queued_requests
 
     @model_validator(mode="after")
@@ -127,7 +132,7 @@ class EnginePlacement(Replicas):
         return self
 
 
-class RewardPlacement(Replicas):
+class RewardPlacement(ModelReplicas):
     """How one reward model is laid out."""
 
     cpus: float = Field(default=0.5, gt=0)
@@ -138,11 +143,6 @@ class RewardPlacement(Replicas):
     """Share of a GPU that one copy asks Ray for; not used on CPU."""
     batch_wait_s: float = Field(default=0.005, ge=0)
     """How long the first request of a batch waits for others, in seconds."""
-    max_queued_requests: int | None = Field(default=None, ge=0)
-    """Requests that may wait in a front for a replica; one more is answered 429. null is as many as one replica
-    takes, at least 8."""
-    max_queued_while_starting: int = Field(default=64, ge=0)
-    """The same while replicas start, after a death or in a rollout: that passes, so they may wait."""
 
     def batch_requests(self, *, on_gpu: bool) -> int:
         """Return how many requests are scored together."""
@@ -153,7 +153,7 @@ class RewardPlacement(Replicas):
         return 2 * self.batch_requests(on_gpu=on_gpu)
 
     def queued_requests(self, *, on_gpu: bool) -> int:
-        """Return how many requests may wait for a replica."""
+        """Return how many requests may wait: by default as many as one copy takes, at least 8."""
         if self.max_queued_requests is not None:
             return self.max_queued_requests
         return max(8, self.ongoing_requests(on_gpu=on_gpu))

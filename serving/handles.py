@@ -21,7 +21,6 @@ from serving.backends import Delta, Generation, Scored
 from serving.config import ChatModel, RewardModel
 from serving.errors import ApiError, trace
 from serving.line import Line, overloaded
-from serving.replicas import living
 from serving.schemas import ModelCard
 from serving.telemetry import Telemetry
 
@@ -56,15 +55,11 @@ class EngineBackend:
         self._folder = model.folder
         self._chat = Chat.load(model.folder, model.chat)
         # Any: its type does not know that a streaming handle gives a generator.
-        self._handle: Any = handle.options(stream=True)
+        self.handle: Any = handle.options(stream=True)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         return self._chat.stop_ids
-
-    def living(self) -> int:
-        """Return how many replicas take requests."""
-        return living(self._handle)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         self.line.check()  # before the work of rendering
@@ -79,7 +74,7 @@ class EngineBackend:
 
     async def generate(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
         async with self.line.place():
-            stream = self._handle.generate.remote(generation)
+            stream = self.handle.generate.remote(generation)
             try:
                 await self.line.patiently(stream._to_object_ref_gen())
                 async for deltas in stream:
@@ -87,7 +82,7 @@ class EngineBackend:
                     yield deltas
             except Exception as error:
                 if isinstance(error, RayActorError):
-                    self.line.lost()
+                    self.line.lengthen()
                 raise api_error(error, self.card.id) from error
             finally:
                 # Closing the HTTP stream ends here; without this the engine would go on to the last token.
@@ -118,12 +113,8 @@ class ScorerBackend:
             queued_while_starting=placement.max_queued_while_starting,
             telemetry=telemetry,
         )
-        self._handle = handle
+        self.handle = handle
         self._has_told = False
-
-    def living(self) -> int:
-        """Return how many replicas take requests."""
-        return living(self._handle)
 
     async def score(
         self, conversations: Sequence[tuple[Message, ...]], *, truncation: Literal["error", "left", "right"]
@@ -133,7 +124,7 @@ class ScorerBackend:
                 try:
                     return await self._ask(list(conversations), truncation)
                 except RayActorError as error:
-                    self.line.lost()
+                    self.line.lengthen()
                     if attempt == SCORE_ATTEMPTS:
                         raise api_error(error, self.card.id) from error
                     logger.warning("a replica of %s died; asking another one", self.card.id)
@@ -142,7 +133,7 @@ class ScorerBackend:
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, conversations: list[tuple[Message, ...]], truncation: str) -> list[Scored]:
-        response: Any = self._handle.score.remote(conversations, truncation, min(deadline.remaining_s(), 3600.0))
+        response: Any = self.handle.score.remote(conversations, truncation, min(deadline.remaining_s(), 3600.0))
         try:
             await self.line.patiently(response._to_object_ref())
             found: list[Scored] = await response
@@ -150,7 +141,7 @@ class ScorerBackend:
             _give_up(response)  # does nothing to an answer that has come
         self.line.answered()
         if not self._has_told:  # once, in the warm-up: what was tried out on the loaded model is known to replicas only
-            self.card = self.card.model_copy(update={"determinism": await self._handle.determinism.remote()})
+            self.card = self.card.model_copy(update={"determinism": await self.handle.determinism.remote()})
             self._has_told = True
         return found
 

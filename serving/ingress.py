@@ -134,7 +134,9 @@ class Models:
     def adjust(self, starting: bool) -> None:
         """Take over how many replicas each model has, and whether any are starting in the application."""
         for model in [*self.chats.values(), *self.rewards.values()]:
-            model.line.adjust(replicas=model.living(), starting=starting)
+            model.line.adjust(replicas=replicas.living(model.handle))
+            if starting:
+                model.line.lengthen()
 
     def readiness(self) -> Readiness:
         """Return what says whether all of them answer well."""

@@ -61,24 +61,22 @@ class Line:
         self._seated = self._held = self._told = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._started_at = self._answered_at = -1e9
-        self.adjust(replicas=replicas, starting=False)
+        self.adjust(replicas=replicas)
 
-    def adjust(self, *, replicas: int, starting: bool) -> None:
-        """Take over how many replicas live, and whether replicas are starting anywhere in the application."""
+    def adjust(self, *, replicas: int) -> None:
+        """Take over how many replicas live."""
         # With none alive, who asks is answered by patience.
         self._places = -(-max(1, replicas) * self._each // self._fronts)
-        if starting:
-            self._started_at = time.monotonic()
         self._hand_out()
+
+    def lengthen(self) -> None:
+        """Let more requests wait for some seconds: replicas start, or one died and another will."""
+        self._started_at = time.monotonic()
 
     @property
     def seats(self) -> int:
         """Requests that are let in at once now."""
         return self._places + (self._queued_while_starting if self._bridges() else self._queued)
-
-    def lost(self) -> None:
-        """A replica died, and another one will start."""
-        self._started_at = time.monotonic()
 
     def answered(self) -> None:
         """A replica answered, at least in part."""

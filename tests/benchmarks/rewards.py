@@ -31,15 +31,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from llamas import MAX_LENGTH, save_llama
 from training.shapes import ULTRAFEEDBACK, Fixed, Lognormal
 
 from fusion.rewards import ClassifierSettings, RewardFn
 from fusion.rewards.common import Tokens
 from fusion.rows import Message
 from served import Service
-from tiny_models import save_tokenizer
 
-MAX_LENGTH = 2048
 SHAPES: dict[str, Fixed | Lognormal] = {
     "ultrafeedback": ULTRAFEEDBACK,
     "256:256": Fixed(256, 256),
@@ -71,30 +70,6 @@ class Workload:
             [reward._tokens((Message("user", prompt), Message("assistant", response))) for response in responses]
             for prompt, responses in self.items
         ]
-
-
-def save_model(folder: Path, *, hidden: int, layers: int, seed: int = 0) -> Path:
-    """Save a random Llama reward model of 4k vocabulary with a byte tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    save_tokenizer(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        max_position_embeddings=MAX_LENGTH,
-        pad_token_id=256,
-        eos_token_id=258,
-        num_labels=1,
-        initializer_range=0.05,
-    )
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    return folder
 
 
 def raw(reward: RewardFn, work: list[list[Tokens]]) -> list[float]:
@@ -192,7 +167,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread per model", flush=True)
     with tempfile.TemporaryDirectory() as directory:
-        folder = save_model(Path(directory) / "rm", hidden=args.hidden, layers=args.layers)
+        folder = save_llama(Path(directory) / "rm", scores=True, hidden=args.hidden, layers=args.layers)
         reward = ClassifierSettings().load(folder)
         with Service.start("--reward", f"rm={folder}", "--accelerator", "cpu") as service:
             lines = [compare(service, reward, name, args) for name in args.shapes]

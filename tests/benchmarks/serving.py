@@ -28,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from rewards import save_model as save_reward_model
+from llamas import save_llama
 
 from load import Chats, Outcome, Rewards, Send, Summary, capacity, client, open_loop
 from served import ROOT, Service
-from tiny_models import save_tokenizer
 
 ITEMS = [{"prompt": "p" * (20 + 60 * (i % 5)), "responses": ["a" * (10 + 30 * j) for j in range(4)]} for i in range(20)]
+MAX_MODEL_LEN = 1024
 REWARD = "ray::ServeReplica:fuseline:reward:rm"
 
 
@@ -46,32 +46,10 @@ class World:
 
     def config(self, reward: str = "reward") -> dict[str, Any]:
         return {
-            "chat": {"chat": {"folder": str(self.folder / "chat")}},
+            "chat": {"chat": {"folder": str(self.folder / "chat"), "engine": {"max_model_len": MAX_MODEL_LEN}}},
             "rewards": {"rm": {"folder": str(self.folder / reward), "placement": {"replicas": 2}}},
             "accelerator": "cpu",
         }
-
-
-def save_chat_model(folder: Path, *, hidden: int, layers: int) -> Path:
-    """Save a random Llama with a byte tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    save_tokenizer(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        max_position_embeddings=1024,
-        pad_token_id=256,
-        eos_token_id=258,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 # ---- load -------------------------------------------------------------------------------------
@@ -258,7 +236,7 @@ async def beside_raw(world: World, http: aiohttp.ClientSession, *, repeats: int)
     from fusion.chat import Chat, ChatConfig
     from fusion.rows import Message
 
-    arguments = {"dtype": "float32", "max_model_len": 1024, "max_num_seqs": 32, "enforce_eager": True}
+    arguments = {"dtype": "float32", "max_model_len": MAX_MODEL_LEN, "max_num_seqs": 32, "enforce_eager": True}
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(model=str(world.folder / "chat"), distributed_executor_backend="uni", **arguments)
     )
@@ -306,9 +284,10 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         world = World(Path(directory))
-        save_chat_model(world.folder / "chat", hidden=args.hidden, layers=args.layers)
-        save_reward_model(world.folder / "reward", hidden=args.hidden, layers=args.layers)
-        save_reward_model(world.folder / "reward2", hidden=args.hidden, layers=args.layers, seed=1)
+        size = {"hidden": args.hidden, "layers": args.layers}
+        save_llama(world.folder / "chat", scores=False, **size)
+        save_llama(world.folder / "reward", scores=True, **size)
+        save_llama(world.folder / "reward2", scores=True, seed=1, **size)
         with Service.of(world.folder, **world.config()) as service:
             asyncio.run(run(world, args, service))
 

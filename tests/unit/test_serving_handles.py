@@ -77,7 +77,7 @@ DIED = ActorDiedError()
 def test_a_score_whose_replica_died_is_asked_for_again():
     model = backend(Call(DIED), Call(DIED), Call([Scored(0.5, 3)]))
     assert score(model)[0].score == 0.5
-    assert len(model._handle.asked) == 3
+    assert len(model.handle.asked) == 3
     assert model.card.determinism == "tried"
 
 
@@ -115,7 +115,7 @@ def test_calls_go_to_ray_only_when_a_replica_has_a_place():
         await asyncio.sleep(0.01)
         with pytest.raises(ApiError, match="too many waiting"):
             await model.score(PAIR, truncation="error")
-        assert len(model._handle.asked) == 4
+        assert len(model.handle.asked) == 4
         release.set()
         await asyncio.gather(*tasks)
         assert (await model.score(PAIR, truncation="error"))[0].score == 1.0

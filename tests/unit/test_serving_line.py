@@ -33,29 +33,25 @@ def test_fronts_share_what_replicas_take(fronts, seats):
 def test_the_queue_is_long_while_replicas_start_and_after_a_death(monkeypatch):
     own = a_line(replicas=2, each=4)
     assert own.seats == 8 + 1
-    own.adjust(replicas=1, starting=False)
+    own.adjust(replicas=1)
     assert own.seats == 4 + 1
-    own.adjust(replicas=1, starting=True)
+    own.lengthen()
     assert own.seats == 4 + 4
-    own.adjust(replicas=2, starting=False)
+    own.adjust(replicas=2)
     assert own.seats == 8 + 4  # for ten more seconds
     monkeypatch.setattr(line, "STARTING_S", 0.0)
     assert own.seats == 8 + 1
-    monkeypatch.undo()
-    own = a_line(replicas=2, each=4)
-    own.lost()
-    assert own.seats == 8 + 4
 
 
 def test_a_queue_is_never_shorter_while_replicas_start():
     own = a_line(queued=9, queued_while_starting=0)
-    own.adjust(replicas=1, starting=True)
+    own.lengthen()
     assert own.seats == 1 + 9
 
 
 def test_without_a_replica_one_is_still_asked():
     own = a_line(replicas=2, each=3)
-    own.adjust(replicas=0, starting=False)
+    own.adjust(replicas=0)
     assert own.seats == 3 + 1
 
 
@@ -113,7 +109,7 @@ def test_who_waits_for_a_starting_replica_waits_while_others_are_answered(impati
     own = a_line()
 
     async def run():
-        own.adjust(replicas=1, starting=True)
+        own.lengthen()
 
         async def ask():
             async with own.place():
@@ -136,7 +132,7 @@ def test_the_deadline_ends_patience_too():
     own = a_line()
 
     async def run():
-        own.adjust(replicas=1, starting=True)
+        own.lengthen()
         own.answered()
         async with own.place():
             with pytest.raises(ApiError) as raised:
@@ -211,7 +207,7 @@ def test_places_are_never_lost_nor_given_twice(steps, each):
                     at_work[working[0]].set()
                     tasks[value % len(tasks)].cancel()
                 case "replicas":
-                    own.adjust(replicas=value, starting=False)
+                    own.adjust(replicas=value)
                     places = max(1, value) * each
                     most = max(places, len(at_work))
             for _ in range(4):
@@ -264,7 +260,7 @@ def test_new_replicas_take_all_they_can_at_once():
         tasks = [asyncio.create_task(ask(number)) for number in range(5)]
         await asyncio.sleep(0.01)
         assert at_work == [0]
-        own.adjust(replicas=3, starting=False)
+        own.adjust(replicas=3)
         await asyncio.sleep(0.01)
         assert at_work == [0, 1, 2]
         release.set()
