@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 
 from fusion.artifact import MANIFEST
 from scripted_service import refused
-from serving import page, run_parts, run_rows
+from serving.page import parts, routes, rows
 from ui.page_service import make_app, write_run
 
 CSP = "default-src 'self'; connect-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
-FOLDER = Path(page.__file__).parent / "ui"
+FOLDER = Path(routes.__file__).parent / "ui"
 DATA = ("/ui/data/run", "/ui/data/rows", "/ui/data/row")
 
 
@@ -70,7 +70,7 @@ def test_files_are_sent_with_the_policy_and_asked_for_again_by_etag():
 
 @pytest.mark.parametrize(
     "path",
-    ["/ui/nothing.js", "/ui/..%2fpage.py", "/ui/%2e%2e/page.py", "/ui/%2e%2e%2fpage.py", "/ui/..%5cpage.py", "/ui//etc/passwd",
+    ["/ui/nothing.js", "/ui/..%2froutes.py", "/ui/%2e%2e/routes.py", "/ui/%2e%2e%2froutes.py", "/ui/..%5croutes.py", "/ui//etc/passwd",
      "/ui/%2fetc%2fpasswd", "/ui/app.js%00", "/ui/app.js/", "/ui/APP.JS", "/ui/data", "/ui/data/", "/ui/data/other", "/uix"],
 )  # fmt: skip
 def test_nothing_else_is_sent(path):
@@ -101,10 +101,10 @@ def test_nothing_in_the_files_needs_what_the_policy_forbids():
 
 
 def test_a_wheel_holds_the_files():
-    root = Path(page.__file__).parents[1]
+    root = Path(routes.__file__).parents[2]
     packaged = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert packaged["serving"] == ["ui/*"]
-    assert all(path.is_file() and path.suffix in page.MEDIA_TYPES for path in FOLDER.iterdir())
+    assert packaged["serving.page"] == ["ui/*"]
+    assert all(path.is_file() and path.suffix in routes.MEDIA_TYPES for path in FOLDER.iterdir())
 
 
 def test_without_a_run_the_answer_says_how_to_get_one(tmp_path):
@@ -159,7 +159,7 @@ def test_pages_join_to_all_rows_in_order(data):
 def test_a_search_is_the_filter_of_all_rows(data):
     everything = data("/ui/data/rows", arm="wrpo", limit=50)["rows"]
     for query in ("SCRIPT", "p02", "qwen2", "tie", "what is"):
-        expected = [row for row in everything if query.casefold() in run_rows._searchable(run_rows.RowView(**row))]
+        expected = [row for row in everything if query.casefold() in rows._searchable(rows.RowView(**row))]
         assert expected
         found = [data("/ui/data/rows", arm="wrpo", query=query, limit=3, offset=o) for o in range(0, len(expected), 3)]
         assert [row for each in found for row in each["rows"]] == expected
@@ -266,9 +266,9 @@ def test_a_broken_history_is_an_error_that_names_it(own_demo):
 
 def test_a_list_reads_no_token_ids_and_no_answers(demo):
     selection = next((demo.parent / "store" / "select").glob("quadruple-*/part-00000.parquet"))
-    with run_parts.opened(selection) as file:
-        listed = run_parts.leaves(file, run_rows.NOT_LISTED)
-        shown = run_parts.leaves(file, run_parts.NEVER_SHOWN)
+    with parts.opened(selection) as file:
+        listed = parts.leaves(file, rows.NOT_LISTED)
+        shown = parts.leaves(file, parts.NEVER_SHOWN)
     assert not [path for path in shown if "token_ids" in path]
     assert not [path for path in listed if path.endswith((".text", ".objectives.key_value.key"))]
     assert "prompt.messages.list.element.content" in listed

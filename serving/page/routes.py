@@ -1,4 +1,4 @@
-"""The page at `/ui`: its files, and the data about a run that two of its tabs show.
+"""The routes of the page: its files, and the data about a run that two of its tabs show.
 
 The files are read once, at the start, so that a request names a key of a dict and never a path. Everything
 else that the page shows comes from the public routes. `/ui/data/*` is data about prompts: whoever checks
@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from fusion.errors import FuselineError
 from serving.body import field_path
 from serving.errors import ApiError
-from serving.run_rows import PromptDetail, RowPage, RowQuery, RowsQuery, detail, list_rows
-from serving.runs import Run, RunView
+from serving.page.rows import PromptDetail, RowPage, RowQuery, RowsQuery, detail, list_rows
+from serving.page.runs import Run, RunView
 from serving.schemas import RequestModel, ResponseModel
 
 CSP = "default-src 'self'; connect-src 'self'; img-src 'self' data:; frame-ancestors 'none'"

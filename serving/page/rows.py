@@ -1,6 +1,6 @@
 """The training rows of a run: a page of them, and one prompt with all answers to it and what became of each.
 
-Nothing is held between requests; `run_parts` reads what a page or a prompt needs and no more.
+Nothing is held between requests; `parts` reads what a page or a prompt needs and no more.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fusion.artifact import Artifact
-from serving import run_parts
 from serving.errors import ApiError
-from serving.reasons import DROPS, Answer, Side, Use, use_of, why
-from serving.run_parts import NEVER_SHOWN, find
-from serving.runs import Arm, Run
+from serving.page import parts
+from serving.page.parts import NEVER_SHOWN, find
+from serving.page.reasons import DROPS, Answer, Side, Use, use_of, why
+from serving.page.runs import Arm, Run
 from serving.schemas import RequestModel, ResponseModel
 
 MAX_ROWS = 50
@@ -182,7 +182,7 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
         raise ApiError("not_found", "this run has no such prompt", param="prompt_id")
     prompt = found[0] if found else rows[0]["prompt"]
     row = rows[0] if rows else None
-    drop = None if row else next((q for q in run_parts.refused(arm.selection) if q["row_id"] == asked.prompt_id), None)
+    drop = None if row else next((q for q in parts.refused(arm.selection) if q["row_id"] == asked.prompt_id), None)
     roles = _roles(row) if row else {}
     answers = _answers(run, prompts_key, asked.prompt_id, roles)
     if roles.keys() - {each.place for each in answers}:
@@ -218,16 +218,16 @@ def _arm(run: Run, name: str) -> Arm:
 
 
 def _rows(selection: Artifact, *, skip: int) -> Iterator[RowView]:
-    for plain in run_parts.rows(selection, never=NOT_LISTED, skip=skip):
+    for plain in parts.rows(selection, never=NOT_LISTED, skip=skip):
         roles = [RoleView(role=role, model=m, score=s) for (m, _), (role, s) in _roles(plain).items()]
         yield RowView(**_short(plain["prompt"]), roles=roles)
 
 
 def _dropped(run: Run, arm: Arm) -> Iterator[RowView]:
     """Yield the prompts that gave no row, in the order of the prompts where those are still there."""
-    refused = {q["row_id"]: q for q in run_parts.refused(arm.selection)}
+    refused = {q["row_id"]: q for q in parts.refused(arm.selection)}
     prompts = run.find("prompts", arm.selection.manifest.inputs["prompts"].key) if refused else None
-    for plain in run_parts.rows(prompts, never=NOT_LISTED) if prompts else ():
+    for plain in parts.rows(prompts, never=NOT_LISTED) if prompts else ():
         if (q := refused.pop(plain["prompt_id"], None)) is not None:
             yield RowView(**_short(plain), roles=[], dropped=q["reason"], detail=q["detail"])
     for row_id, q in refused.items():
@@ -350,7 +350,7 @@ def _lost(run: Run, prompts_key: str, prompt_id: str) -> list[LostView]:
     for folder, scored in run.scored(prompts_key):
         made = run.find("generate", scored.manifest.inputs["responses"].key)
         for stage, artifact in ((f"generate/{folder.slug}", made), (f"score/{folder.slug}", scored)):
-            for q in run_parts.refused(artifact) if artifact else ():
+            for q in parts.refused(artifact) if artifact else ():
                 if q["row_id"] == prompt_id or q["row_id"].startswith(f"{prompt_id}/"):
                     found.append(LostView(row_id=q["row_id"], stage=stage, reason=q["reason"], detail=q["detail"]))
     return found
