@@ -177,10 +177,7 @@ def read_part(path: Path) -> pa.Table:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on a clean exit fsync it and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path)
     try:
         yield temporary
         fsync(temporary)
@@ -189,6 +186,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     fsync(path.parent)
+
+
+def try_writing(path: Path) -> None:
+    """Raise the OSError that `atomic_file` would raise; nothing is left but the folder of `path`."""
+    _temporary(path).unlink()  # modes do not tell it: root may do all, and a mount may be read-only
+
+
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    return Path(name)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

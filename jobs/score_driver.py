@@ -5,19 +5,20 @@ file that says why not. The work is one stage: after any kill the same command g
 nothing. The output is written anew each time, from the stage's parts.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from fusion.artifact import file_sha256, write_json
+from fusion.artifact import MANIFEST, file_sha256, try_writing, write_json
 from fusion.errors import InputError, ModelError, StageError
 from fusion.explain import state_of
 from fusion.models import ModelRef, PinnedModel, check_folder
@@ -85,14 +86,20 @@ def score_file(request: Request, *, command: str) -> Path:
     )
     source = open_rows(request.source)
     source = dataclasses.replace(source, path=source.path.absolute())  # workers stand elsewhere
-    output = Output(request.out)
-    output.check(source)
     _check_length(request)
+    output = Output(request.out)
+    with _writable("--out", request.out):
+        output.check(source)
+        try_writing(output.quarantine)  # the longest of the three names
     name = request.name or request.model.resolve().name
     card = reward_card(name, RewardModel(folder=request.model, settings=settings))
     console = Console(soft_wrap=True)
     stage = _stage(request, source, settings, name=name)
-    if request.repair or state_of(stage, request.work).status != "hit":
+    with _writable("--work", request.work):
+        unfinished = request.repair or state_of(stage, request.work).status != "hit"
+        if unfinished:  # finished work is only read, e.g. that of another person
+            try_writing(stage.directory(request.work) / MANIFEST)
+    if unfinished:
         _connect(request.address, {stage.label: stage.demand}, command)
     with Display(console) as display:
         started = time.monotonic()
@@ -218,6 +225,15 @@ def parse_weights(given: Sequence[str]) -> dict[str, float]:
             raise InputError(f"--objective names {name} twice")
         weights[name] = weight
     return weights
+
+
+@contextlib.contextmanager
+def _writable(option: str, path: Path) -> Iterator[None]:
+    """Turn what the system says of a path that cannot be written into an InputError, before hours of work are lost."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be written ({error.strerror}); name another place") from None
 
 
 def _check_length(request: Request) -> None:

@@ -221,6 +221,15 @@ BAD_COMMANDS = {
     "over the input": (["--out", "rows.jsonl"], "would overwrite the input"),
     "over a file of mine": (["--out", "mine.jsonl"], "was not written by fuseline score"),
     "other format": (["--out", "s.csv"], "must end with .jsonl or .parquet"),
+    "no place for the output": (
+        ["--out", "afile/x/s.jsonl"],
+        "--out afile/x/s.jsonl cannot be written (Not a directory)",
+    ),
+    "output where nothing is made": (["--out", "/proc/nope/s.jsonl"], "--out /proc/nope/s.jsonl cannot be written"),
+    "output of a long name": (["--out", "s" * 235 + ".jsonl"], "cannot be written (File name too long); name another"),
+    "no place for the work": (["--work", "afile/w"], "--work afile/w cannot be written (Not a directory)"),
+    "work is a file": (["--work", "afile"], "--work afile cannot be written"),
+    "work where nothing is made": (["--work", "/proc/w"], "--work /proc/w cannot be written"),
     "no base": (["--base", "nowhere"], "--base nowhere is not a directory"),
     "no cluster": (["--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
 }
@@ -232,6 +241,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(fuseline_score, tmp_path, m
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "text.parquet").write_text("a")
     (tmp_path / "mine.jsonl").write_text("precious")
+    (tmp_path / "afile").touch()
     for name in ("full", "bare", "chat"):
         (tmp_path / name).mkdir()
     config = json.loads((model / "config.json").read_text())
