@@ -117,11 +117,13 @@ def check_folder(path: Path) -> Path:
         raise ModelError(f"model folder {path} does not exist or is not a directory")
     config = path / "config.json"
     try:
-        json.loads(config.read_text(encoding="utf-8"))
+        facts = json.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{config} is missing; {path} is not a Hugging Face model folder") from None
     except (ValueError, OSError) as error:
         raise ModelError(f"{config} is not readable JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise ModelError(f"{config} is not a JSON object; {path} is not a Hugging Face model folder")
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path} has no *.safetensors file; convert the weights, pickled ones are not loaded")
     index = path / "model.safetensors.index.json"

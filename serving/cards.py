@@ -57,7 +57,7 @@ def reward_card(name: str, model: RewardModel) -> ModelCard:
             f"{model.folder / 'config.json'}: {architectures[0]} is not a reward model; "
             "one whose architecture ends with ForSequenceClassification is needed"
         )
-    outputs = _outputs(config)
+    outputs = _outputs(config, model.folder / "config.json")
     ScoreRule.of(outputs, model.settings.objectives, name=str(model.folder / "config.json"))  # raises, before any load
     limit = model.settings.max_length or _max_length(config)
     if limit is None:
@@ -83,12 +83,20 @@ def reward_card(name: str, model: RewardModel) -> ModelCard:
     )
 
 
-def _outputs(config: dict[str, Any]) -> list[str]:
-    """Return the names of a model's outputs, as transformers reads them: a file that names none means two."""
+def _outputs(config: dict[str, Any], file: Path) -> list[str]:
+    """Return the names of a model's outputs, as transformers reads them: a file that names none means two.
+
+    Raises:
+        ModelError: `id2label` does not name each output by its number; such a model would fail when it is loaded.
+    """
     names = config.get("id2label")
     if names is None:
         return [f"LABEL_{i}" for i in range(config.get("num_labels") or 2)]
-    return [str(names[i]) for i in sorted(names, key=int)]
+    if not isinstance(names, dict) or not names or set(names) != {str(i) for i in range(len(names))}:
+        raise ModelError(
+            f'{file}: id2label must name the outputs by number, from 0 on, e.g. {{"0": "helpful"}}; mend it'
+        )
+    return [str(names[str(i)]) for i in range(len(names))]
 
 
 def _reward_revision(folder: str, model: RewardModel) -> str:

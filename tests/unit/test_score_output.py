@@ -230,6 +230,8 @@ BAD_COMMANDS = {
     "no place for the work": (["--work", "afile/w"], "--work afile/w cannot be written (Not a directory)"),
     "work is a file": (["--work", "afile"], "--work afile cannot be written"),
     "work where nothing is made": (["--work", "/proc/w"], "--work /proc/w cannot be written"),
+    "model of no object": (["--model", "list"], "list/config.json is not a JSON object"),
+    "outputs without numbers": (["--model", "words"], "words/config.json: id2label must name the outputs by number"),
     "no base": (["--base", "nowhere"], "--base nowhere is not a directory"),
     "no cluster": (["--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
 }
@@ -242,12 +244,15 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(fuseline_score, tmp_path, m
     (tmp_path / "text.parquet").write_text("a")
     (tmp_path / "mine.jsonl").write_text("precious")
     (tmp_path / "afile").touch()
-    for name in ("full", "bare", "chat"):
+    for name in ("full", "bare", "chat", "list", "words"):
         (tmp_path / name).mkdir()
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "bare" / "config.json").write_text(json.dumps(config))
     (tmp_path / "chat" / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
-    (tmp_path / "chat" / "model.safetensors").touch()
+    (tmp_path / "list" / "config.json").write_text("[]")
+    (tmp_path / "words" / "config.json").write_text(json.dumps({**config, "id2label": {"a": "b"}}))
+    for name in ("chat", "list", "words"):
+        (tmp_path / name / "model.safetensors").touch()
     if args[0].startswith("--"):
         args = ["rows.jsonl", *args]
     code, said = fuseline_score("--model", str(model), "--out", "s.jsonl", *args)

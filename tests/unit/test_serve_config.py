@@ -12,6 +12,7 @@ import yaml
 from test_recipe import BASE
 
 from fusion.errors import ClusterError, InputError, ModelError, RecipeError, StageError
+from fusion.models import ModelRef, PinnedModel
 from jobs.serve import welcome
 from jobs.serve_config import BUILDER, given_security, load_config, write_deploy_file
 from jobs.swap import NOTE, find
@@ -339,6 +340,26 @@ def test_outputs_that_do_not_say_the_score_are_refused_before_anything_is_loaded
     ):
         with pytest.raises(ModelError, match=said):
             reward_card("r", model)
+
+
+@pytest.mark.parametrize("names", [{"a": "b"}, {"1": "a"}, {"0": "a", "2": "b"}, {}, ["a"], 1])
+def test_names_of_outputs_that_are_not_by_number_are_refused_before_anything_is_loaded(tmp_path, names):
+    folder = save_reward_model(tmp_path / "rm")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": names}))
+    with pytest.raises(ModelError, match=r"rm/config\.json: id2label must name the outputs by number"):
+        reward_card("r", RewardModel(folder=folder))
+
+
+@pytest.mark.parametrize("config", ["[]", "null", "1", '"text"'])
+def test_a_model_folder_whose_config_is_no_object_is_refused(tmp_path, config):
+    """By what `serve`, a swap and the stages of a recipe ask of each model folder."""
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "w.safetensors").touch()
+    with pytest.raises(ModelError, match=r"config\.json is not a JSON object; .* is not a Hugging Face model folder"):
+        ServeConfig.of(rewards={"a": tmp_path}).check_folders()
+    with pytest.raises(ModelError, match=r"config\.json is not a JSON object"):
+        PinnedModel("a", ModelRef(path=tmp_path), tmp_path / "digests.json").folder()
 
 
 def test_a_target_that_a_replica_on_cpus_never_reaches_is_refused_once_it_is_known_where_it_runs(tmp_path):
