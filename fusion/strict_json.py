@@ -21,15 +21,16 @@ class StrictJsonError(ValueError):
         self.message = message
 
 
-def parse(data: bytes, *, what: str, whole_as_int: bool = False) -> Any:
+def parse(data: bytes, *, what: str, whole_as_int: bool = False, max_keys: int | None = None) -> Any:
     """Return the JSON value of `data`.
 
     Args:
         what: how messages call the data, e.g. "the body".
         whole_as_int: reads 2.0 as 2, which JSON schemas do not tell apart; columns that are handed on keep what they are.
+        max_keys: of one object; who checks each key later must not be sent a million of them.
 
     Raises:
-        StrictJsonError: bad_utf8, bad_json, bad_number, bad_unicode, duplicate_key or too_deep.
+        StrictJsonError: bad_utf8, bad_json, bad_number, bad_unicode, duplicate_key, too_many_keys or too_deep.
     """
     try:
         text = data.decode("utf-8")
@@ -46,7 +47,7 @@ def parse(data: bytes, *, what: str, whole_as_int: bool = False) -> Any:
         raise
     except ValueError:  # an integer of more digits than Python converts
         raise StrictJsonError("bad_number", f"{what} has a number of too many digits") from None
-    _check_value(value, what)
+    _check_value(value, what, math.inf if max_keys is None else max_keys)
     return value
 
 
@@ -67,8 +68,8 @@ def _whole_as_int(text: str) -> float | int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        duplicate = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise StrictJsonError("duplicate_key", f"key {duplicate[:64]!r} appears twice in one object")
     return value
 
@@ -77,12 +78,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise StrictJsonError("bad_number", f"{name} is not JSON; numbers must be finite")
 
 
-def _check_value(value: Any, what: str) -> None:
+def _check_value(value: Any, what: str, max_keys: float) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
+                if len(item) > max_keys:
+                    raise StrictJsonError("too_many_keys", f"{what} has an object with more than {max_keys} keys")
                 check_text(*item)
                 below.extend(item.values())
             elif isinstance(item, list):

@@ -22,6 +22,7 @@ from serving.schemas import (
     ChatCompletion,
     ChatCompletionRequest,
     ChoiceLogprobs,
+    Many,
     ModelName,
     RequestModel,
     ResponseModel,
@@ -37,7 +38,7 @@ from serving.schemas import (
 )
 from serving.scoring import score
 
-Texts = str | Annotated[list[str], Field(min_length=1)]
+Texts = str | Annotated[Many[str], Field(min_length=1)]
 
 
 # ---- vLLM's score -----------------------------------------------------------------------------
@@ -141,7 +142,7 @@ class RerankRequest(RequestModel):
     model: ModelName
     query: str
     """The prompt."""
-    documents: list[str | RerankText] = Field(min_length=1)
+    documents: Many[str | RerankText] = Field(min_length=1)
     """The responses to rank."""
     top_n: int | None = Field(default=None, ge=0, le=2**31 - 1)
     """How many of the best to return; null and 0 return all."""

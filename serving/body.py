@@ -14,6 +14,9 @@ from fusion import strict_json
 from serving.errors import ApiError
 from serving.schemas import UNSUPPORTED, RequestModel
 
+MAX_KEYS = 256
+"""Of one object in a body; requests have about twenty."""
+
 AnyRequest = TypeVar("AnyRequest", bound=RequestModel)
 
 
@@ -30,11 +33,13 @@ async def read_json(request: Request, *, max_bytes: int) -> Any:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the value of UTF-8 JSON without duplicate keys, NaN, infinities, lone surrogates or deep nesting."""
+    """Return the value of UTF-8 JSON without duplicate keys, NaN, infinities, lone surrogates, deep nesting or huge objects."""
     try:
-        return strict_json.parse(body, what="the body", whole_as_int=True)
+        return strict_json.parse(body, what="the body", whole_as_int=True, max_keys=MAX_KEYS)
     except strict_json.StrictJsonError as error:
-        raise ApiError("invalid_json", error.message) from None
+        # No request has so many fields, so one of them is unknown.
+        code = "unknown_field" if error.reason == "too_many_keys" else "invalid_json"
+        raise ApiError(code, error.message) from None
 
 
 def parse_model(model: type[AnyRequest], value: Any) -> AnyRequest:

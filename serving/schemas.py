@@ -5,8 +5,9 @@ may send and this service does not do is listed in `UNSUPPORTED`, so that it is 
 ignored. Response models are what the OpenAPI document shows.
 """
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -44,6 +45,7 @@ _STOP: list[JsonValue] = [
     {"type": "null"},
 ]
 
+T = TypeVar("T")
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Range = Annotated[
@@ -51,6 +53,8 @@ Range = Annotated[
     # A pair is an array of two for every reader of JSON schemas, the older ones too.
     WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}),
 ]
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""A list of a request, read up to the first element that is wrong: four megabytes of wrong elements are no million errors."""
 Role = Literal["system", "user", "assistant"]
 
 
@@ -130,7 +134,7 @@ class ChatCompletionRequest(RequestModel):
     """`POST /v1/chat/completions`."""
 
     model: ModelName
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1024)
+    messages: Many[ChatMessage] = Field(min_length=1, max_length=1024)
     """The conversation; the last turn is the user's, or the assistant's where a reward model scores it."""
     max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """Longest answer in tokens."""
@@ -141,7 +145,7 @@ class ChatCompletionRequest(RequestModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: int | None = Field(default=None, ge=1, le=MAX_N)
     """Answers to one prompt."""
-    stop: str | list[str] | None = Field(default=None, json_schema_extra={"anyOf": _STOP})
+    stop: str | Many[str] | None = Field(default=None, json_schema_extra={"anyOf": _STOP})
     """Up to four texts that end the answer; they are not part of it."""
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stream: bool | None = None
@@ -247,11 +251,11 @@ class RewardItem(RequestModel):
     )
 
     id: ItemId | None = None
-    messages: list[ChatMessage] | None = Field(default=None, min_length=1, max_length=1024)
+    messages: Many[ChatMessage] | None = Field(default=None, min_length=1, max_length=1024)
     """A conversation that ends with the assistant's turn."""
     prompt: str | None = None
     response: str | None = None
-    responses: list[str] | None = Field(default=None, min_length=1)
+    responses: Many[str] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -270,7 +274,7 @@ class RewardRequest(RequestModel):
     """`POST /v1/rewards`."""
 
     model: ModelName
-    input: list[RewardItem] = Field(min_length=1)
+    input: Many[RewardItem] = Field(min_length=1)
     truncation: Literal["error", "left", "right"] = "error"
     """What to do with a conversation that is too long; `left` drops its beginning, `right` its end."""
     on_error: Literal["item", "fail"] = "item"
@@ -279,15 +283,15 @@ class RewardRequest(RequestModel):
     """Score empty responses instead of refusing them."""
     normalize: Literal["sigmoid"] | None = None
     """Map scores to 0..1; they are raw otherwise."""
-    return_: list[Literal["objectives"]] = Field(default=[], alias="return", max_length=8)
+    return_: Many[Literal["objectives"]] = Field(default=[], alias="return", max_length=8)
     """`objectives`: the named parts of each score, where the model has them."""
 
     @model_validator(mode="after")
     def _distinct_ids(self) -> Self:
-        ids = [item.id for item in self.input if item.id is not None]
-        if len(set(ids)) != len(ids):
-            where = next(i for i, item in enumerate(self.input) if item.id is not None and ids.count(item.id) > 1)
-            raise refuse("invalid_request", "ids must be unique", f"input[{where}].id")
+        times = Counter(item.id for item in self.input if item.id is not None)
+        for where, item in enumerate(self.input):
+            if times[item.id] > 1:
+                raise refuse("invalid_request", "ids must be unique", f"input[{where}].id")
         return self
 
     @property

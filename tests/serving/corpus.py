@@ -220,6 +220,19 @@ def framing() -> Iterator[Case]:
     yield post("a model name of 3 MB", TO_REWARDS, {**SCORE, "model": "x" * 3 * MIB}, (400, "invalid_request"))
     keys = {f"k{i}": i for i in range(50_000)}
     yield post("50,000 unknown fields", TO_REWARDS, {**SCORE, **keys}, (400, "unknown_field"))
+    # What was refused at a price: a search of all keys for each key, an error for each element.
+    twice = b"{" + b"".join(b'"%d":0,' % i for i in range(300_000)) + b'"z":0,"z":1}'
+    yield post("a key twice among 300,000", TO_REWARDS, twice, (400, "invalid_json"))
+    ids = [{**SCORE["input"][0], "id": str(i // 2 if i > 19_997 else i)} for i in range(20_000)]
+    yield post("an id twice among 20,000", TO_REWARDS, {**SCORE, "input": ids}, (400, "invalid_request"))
+    noughts = b"[" + b"0," * 1_900_000 + b"0]"
+    for target, fields in (
+        (TO_REWARDS, b'"input":'),
+        ("/v2/rerank", b'"query":"","documents":'),
+        ("/v1/score", b'"queries":"","documents":'),
+    ):
+        wrong = b'{"model":"rm",' + fields + noughts + b"}"
+        yield post(f"1,900,001 wrong elements to {target}", target, wrong, (400, "invalid_request"))
 
 
 def media() -> Iterator[Case]:

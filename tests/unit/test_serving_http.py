@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from fusion.errors import ModelError
 from scripted_service import LIMITS, USER, ScriptedChat, ScriptedReward, client, refused
+from serving.aliases import RerankRequest, ScoreRequest
 from serving.app import build_app
 from serving.backends import Delta, SampledToken, merged
-from serving.body import parse_json
+from serving.body import MAX_KEYS, parse_json
 from serving.config import ServeConfig
 from serving.errors import ApiError
-from serving.schemas import ChatCompletionRequest
+from serving.schemas import ChatCompletionRequest, RewardRequest
 
 CHAT = {"model": "chat", "messages": USER}
 DEEP = '{"model": "chat", "messages": ' + "[" * 100 + "]" * 100 + "}"
@@ -80,6 +81,38 @@ def test_media_types(headers, status):
 def test_numbers_of_thousands_of_digits_are_refused():
     with pytest.raises(ApiError, match="too many digits"):
         parse_json(b"9" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        (RewardRequest, {"input": [0] * 1000}),
+        (RewardRequest, {"input": [{"prompt": "a", "responses": [0] * 1000}]}),
+        (RewardRequest, {"input": [{"messages": [0] * 1000}]}),
+        (RewardRequest, {"input": [{"prompt": "a", "response": "b"}], "return": ["x"] * 8}),
+        (ChatCompletionRequest, {"messages": [0] * 1000}),
+        (ChatCompletionRequest, {"messages": CHAT["messages"], "stop": [0] * 1000}),
+        (ScoreRequest, {"queries": [0] * 1000, "documents": "a"}),
+        (ScoreRequest, {"text_1": "a", "text_2": [0] * 1000}),
+        (RerankRequest, {"query": "a", "documents": [0] * 1000}),
+    ],
+    ids=repr,
+)
+def test_a_list_of_wrong_elements_is_read_to_the_first(model, fields):
+    """A million errors took gigabytes. Two, where a field or an element may have two types."""
+    with pytest.raises(ValidationError) as raised:
+        model.model_validate({"model": "m", **fields})
+    assert raised.value.error_count() <= 2
+
+
+def test_objects_have_no_more_fields_than_requests_have():
+    def body(fields):
+        return json.dumps({f"k{i}": {} for i in range(fields)}).encode()
+
+    assert len(parse_json(body(MAX_KEYS))) == MAX_KEYS
+    with pytest.raises(ApiError, match="an object with more than 256 keys") as raised:
+        parse_json(b'{"input": [' + body(MAX_KEYS + 1) + b"]}")
+    assert raised.value.code == "unknown_field"
 
 
 def test_a_body_is_counted_while_it_arrives():
