@@ -16,8 +16,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import deadline
 from serving.config import Idempotency
 from serving.errors import ApiError
 from serving.visit import CURRENT
@@ -115,14 +117,9 @@ class Replay:
         if key is None:
             await self._app(scope, receive, send)
             return
-        limit = asyncio.timeout(self._deadline_s)  # reading, waiting and scoring share one deadline
-        try:
-            async with limit:
-                await self._answer(key, scope, receive, send)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise ApiError("deadline_exceeded", f"the request took longer than {self._deadline_s:g} s") from None
+        # Reading, waiting and scoring share one deadline.
+        async with deadline.within(deadline.seconds(Request(scope), self._deadline_s)):
+            await self._answer(key, scope, receive, send)
 
     async def _answer(self, key: Name, scope: Scope, receive: Receive, send: Send) -> None:
         body, whole = await _read(receive, self._max_body_bytes)
@@ -175,8 +172,9 @@ def _key_of(scope: Scope) -> Name | None:
 
 
 def _digest(scope: Scope, body: bytes) -> bytes:
-    """Return the hash of what makes two requests the same: the body and how it is to be read."""
+    """Return the hash of what makes two requests the same: the body, how it is to be read, and what no body says."""
     hashed = hashlib.sha256(body)
+    hashed.update(b"\0?" + scope["query_string"])
     for name, value in scope["headers"]:
         if name in (b"content-type", b"content-encoding"):
             hashed.update(b"\0" + name + b"\0" + value)

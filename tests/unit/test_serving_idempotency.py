@@ -159,6 +159,35 @@ def test_waiting_ends_with_the_deadline():
         refused(answer, 408, "deadline_exceeded")
 
 
+def test_a_client_may_lower_its_deadline_for_reading_and_waiting_too():
+    reward = Gated()
+
+    async def drips():
+        while True:
+            yield b" "
+            await asyncio.sleep(0.01)
+
+    async def use(http):
+        hurried = {**KEY, "x-request-timeout-seconds": "0.2"}
+        first = asyncio.create_task(http.post("/v1/rewards", json=SCORE, headers=KEY))
+        while not reward.calls:
+            await asyncio.sleep(0)
+        refused(await http.post("/v1/rewards", json=SCORE, headers=hurried), 408, "deadline_exceeded")
+        slow = {**hurried, "idempotency-key": "k-2", "content-type": "application/json"}
+        refused(await http.post("/v1/rewards", content=drips(), headers=slow), 408, "deadline_exceeded")
+        reward.gate.set()
+        assert (await first).status_code == 200
+
+    asking(reward, use, limits=LIMITS.model_copy(update={"deadline_s": 20.0}))
+
+
+def test_a_query_makes_it_another_request():
+    asked = client(reward=ScriptedReward())
+    assert asked.post("/v1/rewards", json=SCORE, headers=KEY).status_code == 200
+    refused(asked.post("/v1/rewards?x=1", json=SCORE, headers=KEY), 409, "idempotency_conflict")
+    refused(asked.post("/v1/rewards?x=1", json=SCORE, headers={"idempotency-key": "k-2"}), 400, "unknown_field")
+
+
 def test_a_body_that_is_too_large_or_slow_is_refused_as_without_a_key():
     def drip():
         for _ in range(100):
