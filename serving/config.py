@@ -76,8 +76,8 @@ class Replicas(Placement):
         return self.autoscaling.max_replicas if self.autoscaling else self.replicas
 
     def check_target(self, most: int, what: str) -> None:
-        """Raise ValueError if a copy would be full before the load adds another one."""
-        if self.autoscaling is not None and self.autoscaling.target_ongoing_requests > most:
+        """Raise ValueError if a copy is full before, or just when, the load is above its target: Ray would add none."""
+        if self.autoscaling is not None and self.autoscaling.target_ongoing_requests >= most:
             raise ValueError(
                 f"target_ongoing_requests is {self.autoscaling.target_ongoing_requests:g}, but a replica takes {most} "
                 f"({what}); it would never scale"

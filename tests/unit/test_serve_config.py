@@ -75,6 +75,9 @@ BAD = {
     "target above a replica": (
         "chat/target/engine/max_num_seqs", 3, r"target_ongoing_requests is 8, but a replica takes 4 \(max_num_seqs and a sixteenth\)",
     ),
+    "target of a whole replica": (
+        "chat/target/engine/max_num_seqs", 7, r"target_ongoing_requests is 8, but a replica takes 8 \(max_num_seqs and a sixteenth\)",
+    ),
     "front above its limit": ("limits/max_in_flight", 4, r"target_ongoing_requests is 8, but a replica takes 4"),
     "gpu as a resource": ("rewards/rm/placement/resources", {"GPU": 1}, r"resources: GPU has its own field"),
     "nothing of a resource": ("rewards/rm/placement/resources", {"fast": 0}, r"fast is 0; ask for more than 0"),
