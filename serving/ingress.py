@@ -123,13 +123,16 @@ class Models:
         }
 
     def seats(self) -> dict[Kind, int]:
-        """Return how many requests all fronts together let in, by the kind of route: scores are asked for by chat too."""
+        """Return how many requests all fronts together let in, by the kind of route: scores are asked for by chat too.
+
+        A kind without a model is left out: its routes are not full, they have nothing, and the front says so.
+        """
         reward = sum(model.line.seats for model in self.rewards.values())
         found: dict[Kind, int] = {
             "chat": sum(model.line.seats for model in self.chats.values()) + reward,
             "reward": reward,
         }
-        return {kind: seats * self._config.http.most for kind, seats in found.items()}
+        return {kind: seats * self._config.http.most for kind, seats in found.items() if seats}
 
     def adjust(self, starting: bool) -> None:
         """Take over how many replicas each model has, and whether any are starting in the application."""

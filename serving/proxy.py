@@ -23,7 +23,6 @@ import json
 import logging
 import math
 import os
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -43,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0
 """Beyond the deadline of the front, which answers itself."""
+TELL_S = 1.0
+"""How long refusals are gathered before they are counted."""
 CHAT = "/v1/chat/completions"
 DEADLINES = "FUSELINE_DEADLINES_S"
 """Variable with the deadlines in seconds, of all routes and of chat; without it the proxy waits for the front."""
@@ -85,7 +86,6 @@ class ProxyLayer:
         self._app = app
         self._telemetry = telemetry or InMemory()
         self._refused = 0
-        self._told_at = -math.inf
         self._begun_within_s = {True: chat_deadline_s + GRACE_S, False: deadline_s + GRACE_S}
         self._seats: dict[Kind, int] = {}
         self._seated: Counter[Kind] = Counter()
@@ -94,26 +94,35 @@ class ProxyLayer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self._count()
         scope = {**scope, "headers": clean(scope["headers"])}
         out = _Answer(scope, send, self._learn)
         # `OPTIONS *` has no path; the proxy would say that nothing is deployed there.
         if scope["path"].rstrip("/") == "/-/routes" or not scope["path"].startswith("/"):
             await out.replace(ApiError("not_found", f"{scope['method']} {scope['path'][:128]} does not exist"))
             return
-        kind = _kind(scope["path"])
+        kind = _kind(scope["method"], scope["path"])
         if kind is None:
             await self._pass_on(scope, receive, out)
             return
         if self._seated[kind] >= self._seats.get(kind, math.inf):
-            self._refused += 1
+            self._count_refused()
             await out.replace(ApiError("overloaded", "too many requests are in progress; try again"))
             return
-        self._seated[kind] += 1
+        sits = False
+
+        async def seating() -> Message:
+            """Take a seat with the end of the body: a slow upload keeps no model from others."""
+            nonlocal sits
+            message = await receive()
+            if not sits and message["type"] == "http.request" and not message.get("more_body", False):
+                sits = True
+                self._seated[kind] += 1
+            return message
+
         try:
-            await self._pass_on(scope, receive, out)
+            await self._pass_on(scope, seating, out)
         finally:
-            self._seated[kind] -= 1
+            self._seated[kind] -= sits
 
     async def _pass_on(self, scope: Scope, receive: Receive, out: "_Answer") -> None:
         """Let the proxy answer, and answer in its stead where it does not."""
@@ -133,22 +142,26 @@ class ProxyLayer:
             ApiError("backend_unavailable", "the copy of the service that had this request is gone; try again")
         )
 
-    def _count(self) -> None:
-        """Add who was refused to the metrics, once a second: on Ray's exporter each addition costs more than a refusal."""
-        now = time.monotonic()
-        if self._refused and now - self._told_at >= 1.0:
-            self._telemetry.add(REJECTED, self._refused, {"reason": "overloaded"})
-            self._refused, self._told_at = 0, now
+    def _count_refused(self) -> None:
+        """Add to the metrics within a second, all at once: on Ray's exporter each addition costs more than a refusal."""
+        if not self._refused:
+            asyncio.get_running_loop().call_later(TELL_S, self._tell_refused)
+        self._refused += 1
+
+    def _tell_refused(self) -> None:
+        self._telemetry.add(REJECTED, self._refused, {"reason": "overloaded"})
+        self._refused = 0
 
     def _learn(self, told: bytes) -> None:
-        """Take over how many seats there are, `chat=48,reward=16`."""
-        for part in bytes(told).decode().split(","):
-            kind, _, number = part.partition("=")
-            if kind in ("chat", "reward"):
-                self._seats[kind] = int(number)
+        """Take over how many seats there are, `chat=48,reward=16`; what is not told of has no limit here."""
+        pairs = (part.partition("=") for part in bytes(told).decode().split(","))
+        self._seats = {kind: int(number) for kind, _, number in pairs if kind in ("chat", "reward")}
 
 
-def _kind(path: str) -> Kind | None:
+def _kind(method: str, path: str) -> Kind | None:
+    """Return whose seats a request asks for; None where it asks for no model."""
+    if method != "POST":
+        return None
     return "chat" if path == CHAT else "reward" if path in REWARD_PATHS else None
 
 

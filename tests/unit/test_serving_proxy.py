@@ -7,6 +7,9 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
+from scripted_service import LIMITS, ScriptedChat
+from serving import proxy
+from serving.app import build_app
 from serving.config import Limits
 from serving.errors import ApiError
 from serving.proxy import environment, middlewares
@@ -124,14 +127,17 @@ def test_waiting_for_a_front_ends_after_the_deadline_and_a_begun_stream_does_not
     assert ask(StreamingResponse(pieces()), "/v1/rewards", limits=limits).text == "ab"
 
 
-def test_who_would_find_no_seat_is_told_so_without_asking_the_front():
+def test_who_would_find_no_seat_is_told_so_without_asking_the_front(monkeypatch):
     """The front says two seats; the third request at once is refused by the proxy itself."""
+    monkeypatch.setattr(proxy, "TELL_S", 0.01)
     (wrap,) = middlewares()
     entered, release = [], asyncio.Event()
 
     async def front(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
         entered.append(scope["path"])
-        if scope["path"] == "/v1/rewards":
+        if scope["path"] == "/v1/rewards" and scope["method"] == "POST":
             await release.wait()
         await JSONResponse({}, headers={"x-fuseline-seats": "chat=9,reward=2"})(scope, receive, send)
 
@@ -148,6 +154,8 @@ def test_who_would_find_no_seat_is_told_so_without_asking_the_front():
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
             assert refused.headers["retry-after"] == "1" and refused.headers["x-request-id"]
             assert (await client.post("/v1/chat/completions")).status_code == 200  # seats of its own
+            assert (await client.get("/v1/rewards")).status_code == 200  # asks for no model; the front says 405
+            await asyncio.sleep(0.05)  # with no request after it
             assert telemetry.value(REJECTED, reason="overloaded") == 1
             release.set()
             assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
@@ -155,3 +163,68 @@ def test_who_would_find_no_seat_is_told_so_without_asking_the_front():
 
     asyncio.run(run())
     assert "/v1/score" not in entered
+
+
+def test_routes_of_no_model_are_never_full():
+    """A service of chat models alone, after one with a reward model: that has no seats to speak of, and the front says 404."""
+    (wrap,) = middlewares()
+    app = build_app(
+        chats={"chat": ScriptedChat()}, rewards={}, limits=LIMITS, not_ready=lambda: None, seats=lambda: {"chat": 2}
+    )
+    wrapped = wrap.cls(app, **{**wrap.kwargs, "telemetry": InMemory()})
+    wrapped._learn(b"chat=1,reward=0")
+
+    async def run():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(wrapped), base_url="http://x") as client:
+            assert (await client.get("/healthz")).status_code == 200
+            body = {"model": "rm", "input": [{"prompt": "a", "response": "b"}]}
+            return await client.post("/v1/rewards", json=body)
+
+    answer = asyncio.run(run())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_slow_upload_takes_no_seat():
+    """Two bodies that drip, where there is one seat: a third request is answered, and one whose body is whole sits."""
+    (wrap,) = middlewares()
+    answered = []
+
+    async def front(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        if scope["headers"] == [(b"waits", b"1")]:
+            await asyncio.Event().wait()
+        await JSONResponse({}, headers={"x-fuseline-seats": "reward=1"})(scope, receive, send)
+
+    async def run():
+        wrapped = wrap.cls(front, **{**wrap.kwargs, "telemetry": InMemory()})
+
+        async def post(*, drips=False, headers=()):
+            async def receive():
+                if drips:
+                    await asyncio.sleep(0.001)
+                return {"type": "http.request", "body": b" ", "more_body": drips}
+
+            async def send(message):
+                answered.append(message.get("status"))
+
+            scope = {"type": "http", "method": "POST", "path": "/v1/rewards", "headers": list(headers)}
+            await wrapped(scope, receive, send)
+
+        await post()  # tells the seats
+        tasks = [asyncio.create_task(post(drips=True)) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        await post()
+        tasks.append(asyncio.create_task(post(headers=[(b"waits", b"1")])))
+        await asyncio.sleep(0.02)
+        await post()
+        tasks[-1].cancel()
+        await asyncio.sleep(0.02)
+        await post()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert set(wrapped._seated.values()) == {0}
+
+    asyncio.run(run())
+    assert [status for status in answered if status] == [200, 200, 429, 200]

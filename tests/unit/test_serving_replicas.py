@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
 
 from serving import replicas
+from serving.ingress import Models
 
 
 def status(app, *deployments):
@@ -94,3 +96,12 @@ def test_before_its_first_request_a_handle_knows_no_replica():
     assert replicas.living(SimpleNamespace(_router=SimpleNamespace(_asyncio_router=Router()))) == 0
     Router._request_router = SimpleNamespace(curr_replicas={"a": 1, "b": 2})
     assert replicas.living(SimpleNamespace(_router=SimpleNamespace(_asyncio_router=Router()))) == 2
+
+
+def test_a_kind_of_route_without_a_model_has_no_seats_to_tell():
+    """Its front would answer 404; no seats at all would make the proxy say 429 for ever."""
+    of = lambda seats: SimpleNamespace(line=SimpleNamespace(seats=seats))  # noqa: E731
+    models: Any = SimpleNamespace(_config=SimpleNamespace(http=SimpleNamespace(most=2)), chats={"a": of(5)}, rewards={})
+    assert Models.seats(models) == {"chat": 10}
+    models.rewards = {"rm": of(3), "rm2": of(1)}
+    assert Models.seats(models) == {"chat": 18, "reward": 8}
