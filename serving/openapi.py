@@ -16,8 +16,8 @@ from serving.deadline import TIMEOUT_HEADERS
 from serving.errors import STATUS
 from serving.schemas import ErrorEnvelope
 
-READ_ERRORS = (401, 403, 429, 500)
-"""Statuses of a route that only reads."""
+READ_ERRORS = (401, 429, 500)
+"""Statuses of a route that only reads; any key may."""
 BODY_ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
 """Statuses of a route that reads a body and asks a model."""
 

@@ -52,17 +52,24 @@ class Models:
             raise ApiError("invalid_request", f"{name} is a chat model; use {use}", param="model")
         return _find(name, self.rewards)
 
-    def either(self, name: str) -> ChatBackend | RewardBackend:
-        """Return a model of either kind. Raises ApiError that says which there are."""
-        return _find(name, {**self.chats, **self.rewards})
+    def card(self, name: str) -> ModelCard:
+        """Return the card of a model, which any key may read. Raises ApiError that says which there are."""
+        card = _known(name, {**self.chats, **self.rewards}).card
+        visit.name_model(card)
+        return card
 
 
 def _find(name: str, models: dict[str, Any]) -> Any:
+    model = _known(name, models)
+    visit.use_model(model.card)
+    return model
+
+
+def _known(name: str, models: dict[str, Any]) -> Any:
     if name not in models:
         visit.unknown_model()
         offered = ", ".join(sorted(models)) or "none"
         raise ApiError("model_not_found", f"no model {name[:128]!r} on this route; there is: {offered}", param="model")
-    visit.use_model(models[name].card)
     return models[name]
 
 
@@ -73,7 +80,7 @@ def add_models(app: FastAPI, models: Models, not_ready: Callable[[], str | None]
         return ModelList(data=models.cards)
 
     async def retrieve_model(model: str) -> ModelCard:
-        return models.either(model).card
+        return models.card(model)
 
     async def healthz() -> Health:
         return Health(status="ok")

@@ -56,13 +56,18 @@ class Visit:
 CURRENT: ContextVar[Visit | None] = ContextVar("visit", default=None)
 
 
+def name_model(card: ModelCard) -> None:
+    """Note which model a request names."""
+    visit = CURRENT.get()
+    if visit is not None:
+        visit.model = card.id
+
+
 def use_model(card: ModelCard) -> None:
     """Note which model a request uses. Raises forbidden where its key may not use models of that kind."""
+    name_model(card)
     visit = CURRENT.get()
-    if visit is None:
-        return
-    visit.model = card.id
-    if visit.key is not None and card.kind not in visit.key.scopes:
+    if visit is not None and visit.key is not None and card.kind not in visit.key.scopes:
         raise out_of_scope(card.kind)
 
 

@@ -133,7 +133,15 @@ def test_scopes(name, chat, reward):
         assert answer.status_code == status
         if status == 403:
             refused(answer, 403, "forbidden")
-    assert asked.get("/v1/models", headers=bearer(name)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["all", "chat", "reward"])
+def test_any_key_may_list_and_look_up_every_model(name):
+    asked = guarded()
+    listed = asked.get("/v1/models", headers=bearer(name)).json()["data"]
+    assert [card["id"] for card in listed] == ["chat", "rm"]
+    assert [asked.get(f"/v1/models/{card['id']}", headers=bearer(name)).json() for card in listed] == listed
+    refused(asked.get("/v1/models/none", headers=bearer(name)), 404, "model_not_found")
 
 
 def test_without_keys_everybody_may_ask():
