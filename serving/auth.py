@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import stat
 import time
@@ -31,6 +32,7 @@ from serving.errors import ApiError
 KEY_PREFIX = "fl-"
 MIN_KEY_CHARACTERS = 16
 MAX_KEY_CHARACTERS = 256
+_SENDABLE = re.compile(r"[!-~]+")
 
 MINUTE_NS = 60_000_000_000
 
@@ -128,10 +130,14 @@ def parse_keys(text: str, where: str) -> list[ApiKey]:
 
 def _keys_from(variable: str) -> list[ApiKey]:
     """Return the plain keys of an environment variable, apart by commas or spaces: all scopes, no rates."""
-    given = os.environ.get(variable, "").replace(",", " ").split()
+    # Apart at ASCII spaces only: a key with another one, say a no-break space, is one key and refused.
+    given = re.findall(r"[^,\s]+", os.environ.get(variable, ""), re.ASCII)
     if not given:
         raise InputError(f"security.keys_env names {variable}, which is not set or empty; put a key into it")
     for place, key in enumerate(given, 1):
+        # Headers have no charset: clients would send the others as different bytes, which match no hash.
+        if _SENDABLE.fullmatch(key) is None:
+            raise InputError(f"key {place} in {variable} has a character that is not printable ASCII; make a new key")
         if not MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_CHARACTERS:
             raise InputError(
                 f"key {place} in {variable} has {len(key)} characters; "

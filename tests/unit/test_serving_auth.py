@@ -342,11 +342,19 @@ def test_keys_from_the_environment(monkeypatch, tmp_path):
         ("fuseline-keys-1", hash_key(first)),
         ("fuseline-keys-2", hash_key(second)),
     ]
-    for value, expected in (("", "not set or empty"), ("short", "has 5 characters")):
+    for value, expected in (
+        ("", "not set or empty"),
+        ("short", "has 5 characters"),
+        (first + "\xfc", "key 1 in FUSELINE_KEYS has a character that is not printable ASCII"),
+        (first + "\xa0" + second, "key 1 in FUSELINE_KEYS"),
+        (f"{first},{second}\x7f", "key 2 in FUSELINE_KEYS"),
+        (f"{first} {second}\udcff", "key 2 in FUSELINE_KEYS"),  # a byte that is not UTF-8
+    ):
         monkeypatch.setenv("FUSELINE_KEYS", value)
         with pytest.raises(InputError, match=expected) as error:
             load_keys(Security(keys_env="FUSELINE_KEYS"))
-        assert not value or value not in str(error.value)
+        assert (error.value.exit_code, str(error.value).count("\n")) == (2, 0)
+        assert not any(key in str(error.value) for key in (value or "-", first, second))
     with pytest.raises(InputError, match="cannot read the key file"):
         load_keys(Security(keys_file=tmp_path / "none"))
     empty = tmp_path / "empty.yaml"
