@@ -244,6 +244,11 @@ def test_the_file_for_a_cluster_is_what_serve_deploy_reads_and_gives_the_same_se
     keyed = tmp_path / "keyed.yaml"
     write_deploy_file(load_config([out], security={"keys_file": Path("keys.yaml"), "public": True}), keyed)
     assert load_config([keyed]).security.keys_file == Path.cwd() / "keys.yaml"
+    more = {**SERVICE, "run": "runs/r", "observability": {"access_log": "a.jsonl"}}
+    write_deploy_file(load_config([write(tmp_path / "more.yaml", more)]), keyed)
+    arguments = yaml.safe_load(keyed.read_text())["applications"][0]["args"]
+    assert arguments["run"] == str(Path.cwd() / "runs/r")
+    assert arguments["observability"] == {"access_log": str(Path.cwd() / "a.jsonl")}
     assert all(Path(m["folder"]).is_absolute() for m in data["applications"][0]["args"]["chat"].values())
     assert "serve deploy" in out.read_text().split("\n")[2]
 
