@@ -6,6 +6,7 @@ again, and a Ray that was started here with it. What is served is said by `serve
 new models by `swap`.
 """
 
+import errno
 import json
 import logging
 import os
@@ -62,7 +63,7 @@ def serve(config: ServeConfig, *, block: bool = True, address: str | None = None
 
     own_ray = address is None and "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
     if own_ray:
-        _check_port(config)  # on a cluster, Serve may be running there already and is shared
+        check_port(config)  # on a cluster, Serve may be running there already and is shared
     with interrupts() as stopped:
         connect(address)
         listen(stopped)  # again: Ray's start has put its own SIGTERM handler, which prints a stack trace
@@ -115,7 +116,7 @@ def _deploy(config: ServeConfig, *, on_gpu: bool, stopped: threading.Event) -> s
     target = ray_serve.RunTarget(application, name=config.app_name, route_prefix="/", logging_config=QUIET)
     # Not waiting here, so that an interrupt is noticed while models load.
     ray_serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    url = f"http://{config.host}:{config.port}"
+    url = f"http://{_authority(config)}"
     _await_ready(config, url, stopped=stopped)
     log.info("ready after %.1f s", time.monotonic() - started)
     return url
@@ -171,16 +172,27 @@ def _take_down(config: ServeConfig) -> None:
         log.debug("nothing to take down: %s", error)
 
 
-def _check_port(config: ServeConfig) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As servers do, so that a port in TIME_WAIT counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise InputError(
-                f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another one with --port"
-            ) from None
+def check_port(config: ServeConfig) -> None:
+    """Raise InputError, with the option to change, where the service could not listen."""
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+        # As Ray's proxy does: IPv6 only where the host has nothing else.
+        family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As servers do, so that a port in TIME_WAIT counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise InputError(
+            f"cannot listen on {_authority(config)}: {error.strerror}; choose another one with {option}"
+        ) from None
+
+
+def _authority(config: ServeConfig) -> str:
+    """Return host and port as a URL has them."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{host}:{config.port}"
 
 
 def welcome(config: ServeConfig, url: str) -> list[str]:

@@ -3,6 +3,7 @@
 import copy
 import json
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from test_recipe import BASE
 
 from fusion.errors import ClusterError, InputError, ModelError, RecipeError, StageError
 from fusion.models import ModelRef, PinnedModel
-from jobs.serve import welcome
+from jobs.serve import check_port, welcome
 from jobs.serve_config import BUILDER, given_security, load_config, write_deploy_file
 from jobs.swap import NOTE, find
 from serving.cards import chat_card, reward_card
@@ -206,6 +207,29 @@ def test_keys_that_cannot_be_read_end_the_command_before_ray(tmp_path, folders):
             done = subprocess.run([*command, *more, *to, "--address", "127.0.0.1:1"], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
             assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
             assert str(more[1]) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "family", "shown"), [("127.0.0.1", socket.AF_INET, "127.0.0.1"), ("::1", socket.AF_INET6, "[::1]")]
+)
+def test_a_port_is_free_or_taken_on_either_kind_of_loopback(tmp_path, host, family, shown):
+    try:
+        taken = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    config = ServeConfig.of(chat={"a": tmp_path}, host=host, port=taken.getsockname()[1])
+    with taken, pytest.raises(InputError) as caught:
+        check_port(config)
+    said = f"cannot listen on {shown}:{config.port}: Address already in use; choose another one with --port"
+    assert str(caught.value) == said
+    check_port(config)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", ""])
+def test_a_host_that_is_not_this_machine_is_said(tmp_path, host):
+    config = ServeConfig.of(chat={"a": tmp_path}, host=host, security={"public": True, "keys_env": "KEYS"})
+    with pytest.raises(InputError, match=r"^cannot listen on .*:8000: .*; choose another one with --host$"):
+        check_port(config)
 
 
 def test_the_welcome_says_where_it_is_where_it_writes_and_how_to_ask(tmp_path):
