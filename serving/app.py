@@ -18,7 +18,7 @@ from serving.backends import ChatBackend, RewardBackend
 from serving.config import Idempotency, Limits
 from serving.edge import HEADER_BYTES, Edge, Observers
 from serving.errors import ApiError
-from serving.idempotency import Answers, Replay
+from serving.idempotency import PATHS, Answers, Replay
 from serving.page import add_page
 
 BACKSTOP_S = 5.0
@@ -56,7 +56,8 @@ def build_app(
     """
     shown_at = "/openapi.json" if documented else None
     app = FastAPI(title="fuseline", docs_url=None, redoc_url=None, openapi_url=shown_at)
-    openapi.describe(app, [*chats, *rewards])
+    observers = observers or Observers()
+    openapi.describe(app, [*chats, *rewards], keyed=observers.guard.has_keys, replayed=PATHS)
     # The router would answer a trailing slash with a redirect, which is no envelope.
     app.router.redirect_slashes = False
     models = routes.Models(chats, rewards)
@@ -74,7 +75,7 @@ def build_app(
     )
     app.add_middleware(  # last, so outermost
         Edge,
-        observers=observers or Observers(),
+        observers=observers,
         routes=frozenset(route.path for route in app.routes if isinstance(route, Route | Mount)),
         max_in_flight=limits.max_in_flight,
         longest_s=max(limits.deadline_s, limits.chat_deadline_s) + BACKSTOP_S,

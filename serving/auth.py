@@ -222,6 +222,11 @@ class Guard:
             key.name: _Budget(bucket(key.requests_per_minute), bucket(key.tokens_per_minute)) for key in keys
         }
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether only holders of a key are answered."""
+        return bool(self._keys)
+
     def identify(self, path: str, headers: Sequence[tuple[bytes, bytes]]) -> ApiKey | None:
         """Return the key of a request; None where the path needs none or no keys are configured.
 

@@ -4,13 +4,14 @@ Bodies are read by the routes themselves (see `serving.body`), every answer has 
 envelope, and a stream is another media type of the same route. Each of these is said here once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from serving.auth import is_open
 from serving.config import Limits
 from serving.deadline import TIMEOUT_HEADERS
 from serving.errors import STATUS
@@ -19,7 +20,10 @@ from serving.schemas import ErrorEnvelope
 READ_ERRORS = (401, 429, 500)
 """Statuses of a route that only reads; any key may."""
 BODY_ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503)
-"""Statuses of a route that reads a body and asks a model."""
+"""Statuses of a route that reads a body and asks a model. `describe` takes out those that an app never gives."""
+
+_KEY_ERRORS = frozenset({"401", "403"})
+_CONFLICT = "409"
 
 _DESCRIPTION = """
 Chat with fused models, and rewards for new data.
@@ -39,6 +43,22 @@ _HEADERS = [
     ),
     ("x-request-id", "Name of the request in the answer and in logs."),
 ]
+
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Name of this request, sent once: sent again with the same body it gets the stored answer.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
+
+_REPLAYED = {"description": "The answer is a stored one.", "schema": {"type": "string", "enum": ["true"]}}
+
+_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key. Its scopes say which kinds of model it may use; any key may read the list of models.",
+}
 
 _STREAM = """
 With `stream: true`: one event `data: <chat.completion.chunk>` per piece, the last ones with a `finish_reason` and,
@@ -90,27 +110,43 @@ def body_of(model: type[BaseModel], limits: Limits, names: Sequence[str]) -> dic
     return {"requestBody": body, "parameters": parameters}
 
 
-def describe(app: FastAPI, names: Sequence[str]) -> None:
-    """Make `app` show its document with the headers of every answer, its models, and without FastAPI's own 422."""
+def describe(app: FastAPI, names: Sequence[str], *, keyed: bool, replayed: Collection[str]) -> None:
+    """Make `app` show its document with the headers of every answer and request, and without FastAPI's own 422.
+
+    Args:
+        app: whose document it is.
+        names: its models.
+        keyed: True where only holders of a key are answered.
+        replayed: paths that know `Idempotency-Key`.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, names)
+            app.openapi_schema = _document(app, names, keyed=keyed, replayed=replayed)
         return app.openapi_schema
 
     app.openapi = document
 
 
-def _document(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
+def _document(app: FastAPI, names: Sequence[str], *, keyed: bool, replayed: Collection[str]) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes)
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
+        never = {"422", *(() if keyed else _KEY_ERRORS), *(() if path in replayed else (_CONFLICT,))}
         for operation in operations.values():
-            operation["responses"].pop("422", None)
+            for status in never & operation["responses"].keys():
+                del operation["responses"][status]
+            if keyed and not is_open(path):
+                operation["security"] = [{"key": []}]
             for parameter in operation.get("parameters", []):
                 if parameter["in"] == "path" and parameter["name"] == "model":
                     parameter["schema"] |= _one_of(names)
             for status, answer in operation["responses"].items():
                 answer["headers"] = _answer_headers(status)
+            if path in replayed:
+                operation["parameters"] = [*operation["parameters"], _IDEMPOTENCY_KEY]
+                operation["responses"]["200"]["headers"]["idempotency-replayed"] = _REPLAYED
+    if keyed:
+        document["components"]["securitySchemes"] = {"key": _SCHEME}
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

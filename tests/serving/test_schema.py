@@ -5,6 +5,7 @@ request may end in a server error. Everything is derandomised, so a run can be r
 """
 
 import collections
+import hashlib
 import json
 from typing import Any
 
@@ -12,15 +13,20 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
+from schemathesis.core.parameters import ParameterLocation
 
 from scripted_service import ScriptedChat, ScriptedReward
 from serving.app import build_app
+from serving.auth import ApiKey, Guard, hash_key
 from serving.backends import Scored
 from serving.config import Limits
+from serving.edge import Observers
 from serving.errors import STATUS, error_type
 
 LIMITS = Limits()
 FAST_CASES, ALL_CASES = 200, 2000
+KEY = "fl-" + "k" * 40
+BEARER = {"Authorization": f"Bearer {KEY}"}
 COUNTS: dict[str, collections.Counter[tuple[str, str, int]]] = collections.defaultdict(collections.Counter)
 """Per test: how many cases of (operation, positive or negative, status) there were."""
 
@@ -37,15 +43,20 @@ def roomy(backend):
     return backend
 
 
-def document(mode: GenerationMode, *, coverage: bool) -> Any:
+def document(mode: GenerationMode, *, coverage: bool, keyed: bool = False) -> Any:
     """Return the service's document as schemathesis reads it, with or without its list of boundary values.
 
     Right and wrong requests are made by two documents: left to choose, hypothesis makes 36 to 4 of one operation.
     """
+    keys = [ApiKey(name="k", sha256=hash_key(KEY), scopes=("chat", "reward"))] if keyed else []
     app = build_app(
-        chats={"chat": roomy(ScriptedChat())}, rewards={"rm": Even()}, limits=LIMITS, not_ready=lambda: None
+        chats={"chat": roomy(ScriptedChat())},
+        rewards={"rm": Even()},
+        limits=LIMITS,
+        not_ready=lambda: None,
+        observers=Observers(Guard(keys)),
     )
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=BEARER if keyed else {})
     schema.config.generation.modes = [mode]
     schema.config.phases.coverage.enabled = coverage
     schema.config.max_stream_events = 10_000  # streams are read to their end
@@ -64,6 +75,7 @@ def steady(examples: int) -> settings:
 
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 FEW_RIGHT, FEW_WRONG = document(POSITIVE, coverage=False), document(NEGATIVE, coverage=False)
+FEW_KEYED = document(POSITIVE, coverage=False, keyed=True)
 MANY_RIGHT, MANY_WRONG = document(POSITIVE, coverage=True), document(NEGATIVE, coverage=True)
 
 
@@ -77,6 +89,14 @@ def test_some_right_requests(case):
 @steady(20)
 def test_some_wrong_requests(case):
     ask(case, COUNTS["some"])
+
+
+@FEW_KEYED.parametrize()
+@steady(5)
+def test_some_right_requests_with_a_key(case):
+    """Where the document asks for a key, schemathesis sends the request again without one and with a wrong one."""
+    ask(case, COUNTS["keyed"], headers=BEARER)
+    assert COUNTS["keyed"][case.operation.label, "positive", 200]
 
 
 @pytest.mark.serving
@@ -114,13 +134,17 @@ def test_there_were_enough_cases(test, least):
         assert counts[operation, "negative", 400] >= least // 40
 
 
-def ask(case: Any, counts: collections.Counter[tuple[str, str, int]]) -> None:
+def ask(case: Any, counts: collections.Counter[tuple[str, str, int]], *, headers: dict[str, str] | None = None) -> None:
     mode = case.meta.generation.mode
     if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
         case.body = lawful(case.body, case.operation.path)
-    answer = case.call()
+        if "idempotency-key" in case.headers:
+            case.headers["idempotency-key"] = of_this_body(case.headers["idempotency-key"], case.body)
+    elif case.meta.is_negative_at(ParameterLocation.BODY) or "content-type" in case.headers:
+        case.headers.pop("idempotency-key", None)  # looked at first, a wrong one would hide the wrong body
+    answer = case.call(headers=headers)
     counts[case.operation.label, mode.value, answer.status_code] += 1
-    case.validate_response(answer)
+    case.validate_response(answer, headers=headers)
     if answer.status_code >= 400:
         error = answer.json()["error"]
         assert (answer.status_code, error_type(answer.status_code)) == (STATUS[error["code"]], error["type"])
@@ -146,6 +170,11 @@ def lawful(body: dict[str, Any], path: str) -> dict[str, Any]:
         case _:
             texts = [{"text": d["text"] or "-"} if isinstance(d, dict) else d or "-" for d in body["documents"]]
             return {**body, "documents": texts}
+
+
+def of_this_body(key: str, body: dict[str, Any]) -> str:
+    """Return an idempotency key that no other body has; one of 255 characters keeps its length."""
+    return (hashlib.sha256(json.dumps(body).encode()).hexdigest() + key)[:255]
 
 
 def _lawful_chat(body: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fusion.errors import InputError
 from jobs.keys import add
-from scripted_service import LIMITS, USER, ScriptedChat, ScriptedReward, refused
+from scripted_service import LIMITS, USER, ScriptedChat, ScriptedReward, client, refused
 from serving.app import build_app
 from serving.auth import MINUTE_NS, ApiKey, Bucket, Guard, hash_key, load_keys, new_key, parse_keys, read_key_file
 from serving.config import Security
@@ -142,6 +142,26 @@ def test_any_key_may_list_and_look_up_every_model(name):
     assert [card["id"] for card in listed] == ["chat", "rm"]
     assert [asked.get(f"/v1/models/{card['id']}", headers=bearer(name)).json() for card in listed] == listed
     refused(asked.get("/v1/models/none", headers=bearer(name)), 404, "model_not_found")
+
+
+def test_the_openapi_document_says_where_a_key_is_asked_for():
+    def document(asked, headers=None):
+        found = asked.get("/openapi.json", headers=headers).json()
+        routes = {(method, path): route for path, of in found["paths"].items() for method, route in of.items()}
+        return found["components"].get("securitySchemes"), routes
+
+    asked = guarded()
+    schemes, routes = document(asked, bearer("all"))
+    assert schemes is not None
+    assert [(scheme["type"], scheme["scheme"]) for scheme in schemes.values()] == [("http", "bearer")]
+    closed = [{name: []} for name in schemes]
+    for (method, path), route in routes.items():
+        opened = asked.request(method, path).status_code != 401
+        assert (route.get("security"), "401" in route["responses"]) == ((None, False) if opened else (closed, True))
+        assert ("403" in route["responses"]) == (method == "post")
+    schemes, routes = document(client())
+    assert schemes is None
+    assert all("security" not in route and not {"401", "403"} & route["responses"].keys() for route in routes.values())
 
 
 def test_without_keys_everybody_may_ask():

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from serving.backends import Scored
 from serving.config import Idempotency
 from serving.edge import Observers
 from serving.errors import ApiError
-from serving.idempotency import Answers
+from serving.idempotency import PATHS, Answers
 
 SCORE = {"model": "rm", "input": [{"prompt": "a", "response": "bcd"}]}
 OTHER = {"model": "rm", "input": [{"prompt": "a", "response": "bcde"}]}
@@ -83,6 +84,24 @@ def test_another_body_is_a_conflict_and_without_a_key_everything_is_scored():
 def test_keys_that_are_none(bad):
     headers = [("idempotency-key", value.encode("latin-1")) for value in bad]
     refused(client().post("/v1/rewards", json=SCORE, headers=headers), 400, "invalid_request")
+
+
+def test_the_openapi_document_says_what_a_key_is_and_where_it_is_read():
+    asked = client()
+    posts = {path: of["post"] for path, of in asked.get("/openapi.json").json()["paths"].items() if "post" in of}
+    stated = {
+        path: [one for one in post["parameters"] if one["name"].lower() == "idempotency-key"]
+        for path, post in posts.items()
+    }
+    assert {path for path, found in stated.items() if found} == PATHS
+    assert {path for path, post in posts.items() if "409" in post["responses"]} == PATHS
+    (parameter,) = stated["/v1/rewards"]
+    assert (parameter["in"], parameter["required"]) == ("header", False)
+    schema = parameter["schema"]
+    for key in [*map(chr, range(256)), *("k" * length for length in (0, 2, 255, 256))]:
+        right = schema["minLength"] <= len(key) <= schema["maxLength"] and re.fullmatch(schema["pattern"], key)
+        answer = asked.post("/v1/rewards", json=SCORE, headers={"idempotency-key": key.encode("latin-1")})
+        assert answer.status_code == (200 if right else 400), repr(key)
 
 
 def test_other_routes_do_not_read_it():
