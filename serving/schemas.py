@@ -288,9 +288,9 @@ class RewardRequest(RequestModel):
 
     @model_validator(mode="after")
     def _distinct_ids(self) -> Self:
-        times = Counter(item.id for item in self.input if item.id is not None)
+        times = Counter(item.id for item in self.input)
         for where, item in enumerate(self.input):
-            if times[item.id] > 1:
+            if item.id is not None and times[item.id] > 1:
                 raise refuse("invalid_request", "ids must be unique", f"input[{where}].id")
         return self
 
