@@ -11,7 +11,7 @@ import json
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -115,23 +115,32 @@ def check_folder(path: Path) -> Path:
     """Return `path` if it looks like a Hugging Face model folder, else raise ModelError naming the file."""
     if not path.is_dir():
         raise ModelError(f"model folder {path} does not exist or is not a directory")
-    config = path / "config.json"
-    try:
-        facts = json.loads(config.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{config} is missing; {path} is not a Hugging Face model folder") from None
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{config} is not readable JSON: {error}") from None
-    if not isinstance(facts, dict):
-        raise ModelError(f"{config} is not a JSON object; {path} is not a Hugging Face model folder")
+    if not (path / "config.json").exists():
+        raise ModelError(f"{path / 'config.json'} is missing; {path} is not a Hugging Face model folder")
+    _read_object(path / "config.json")
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{path} has no *.safetensors file; convert the weights, pickled ones are not loaded")
     index = path / "model.safetensors.index.json"
     if index.exists():
-        missing = sorted({f for f in json.loads(index.read_text())["weight_map"].values() if not (path / f).exists()})
+        files = _read_object(index).get("weight_map")
+        if not isinstance(files, dict):
+            raise ModelError(
+                f"{index} has no weight_map, which says in which file each weight is; copy the folder again"
+            )
+        missing = sorted({str(file) for file in files.values() if not (path / str(file)).exists()})
         if missing:
             raise ModelError(f"{index} lists {missing[0]}, which is missing ({len(missing)} in all)")
     return path
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{file} is not readable JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise ModelError(f"{file} is not a JSON object; {file.parent} is not a Hugging Face model folder")
+    return facts
 
 
 def folder_digest(path: Path, remembered: Path) -> str:

@@ -13,7 +13,7 @@ import yaml
 from test_recipe import BASE
 
 from fusion.errors import ClusterError, InputError, ModelError, RecipeError, StageError
-from fusion.models import ModelRef, PinnedModel
+from fusion.models import ModelRef, PinnedModel, check_folder
 from jobs.serve import check_port, welcome
 from jobs.serve_config import BUILDER, given_security, load_config, write_deploy_file
 from jobs.swap import NOTE, find
@@ -403,3 +403,20 @@ def test_a_target_that_a_replica_on_cpus_never_reaches_is_refused_once_it_is_kno
     build_application(config, on_gpu=True)
     with pytest.raises(InputError, match=r"^rewards\.rm\.placement: .* is 8, but a replica takes 2 "):
         build_application(config, on_gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", r"model\.safetensors\.index\.json is not readable JSON"),
+        ("[]", r"model\.safetensors\.index\.json is not a JSON object"),
+        ("{}", r"has no weight_map"),
+        ('{"weight_map": {"a": "lost.safetensors"}}', r"lists lost\.safetensors, which is missing \(1 in all\)"),
+    ],
+)
+def test_a_torn_index_of_a_model_is_named(tmp_path, text, said):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=said):
+        check_folder(tmp_path)
