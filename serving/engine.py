@@ -159,7 +159,8 @@ def _request(generation: Generation) -> CompletionRequest:
         stop=list(generation.stop),
         stop_token_ids=list(generation.stop_token_ids),
         ignore_eos=True,
-        seed=generation.seed,
+        # vLLM takes -1 for no seed at all.
+        seed=2**63 - 1 if generation.seed == -1 else generation.seed,
         presence_penalty=generation.presence_penalty,
         frequency_penalty=generation.frequency_penalty,
         logprobs=generation.num_logprobs,

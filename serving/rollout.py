@@ -7,9 +7,10 @@ old models; only then do these go. Until the second step the old application is 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -23,7 +24,7 @@ from ray.serve.deployment import Application
 from ray.serve.generated import serve_pb2
 from ray.serve.schema import LoggingConfig
 
-from fusion.errors import ClusterError, InputError, StageError
+from fusion.errors import BusyError, ClusterError, InputError, StageError
 from serving.config import ServeConfig
 from serving.ingress import Models, build_application
 from serving.layout import FRONT
@@ -79,8 +80,16 @@ def swap(
     Raises:
         InputError: a folder cannot be served, or the service has keys and `config` names none.
         ClusterError: no such application here, or no room for the new models beside the old ones.
+        BusyError: another swap of this application is under way.
         StageError: the new models do not load, do not answer or answer badly; the old ones are still served.
     """
+    with _alone(config.app_name):
+        return _swap(config, on_gpu=on_gpu, check=check, say=say)
+
+
+def _swap(
+    config: ServeConfig, *, on_gpu: bool, check: Callable[[], None], say: Callable[[str], None]
+) -> tuple[dict[str, ModelCard], dict[str, ModelCard]]:
     client = _client()
     app, patience_s = config.app_name, config.ready_timeout_s
     old = _running(client, app)
@@ -106,6 +115,8 @@ def swap(
         # Its old replicas are gone once the requests that they had begun are answered.
         drain_s = config.limits.chat_deadline_s + 30
         _settle(client, app, {FRONT: new[FRONT]}, patience_s=patience_s + drain_s, check=check)
+    except Overtaken:
+        raise  # what is there now is somebody else's, and putting the old models back would undo it
     except BaseException as error:
         _deploy(client, app, old)
         if isinstance(error, StageError):
@@ -117,6 +128,34 @@ def swap(
     _deploy(client, app, new)
     _settle(client, app, new, patience_s=patience_s, check=check)
     return before, models.cards
+
+
+class Overtaken(StageError):
+    """Somebody has deployed the application meanwhile."""
+
+
+@contextlib.contextmanager
+def _alone(app: str) -> Iterator[None]:
+    """Be the only swap of an application: two at once would each take the other's models away.
+
+    The name of an actor is taken meanwhile, which ends with the process that made it.
+
+    Raises:
+        BusyError: another one is under way.
+    """
+
+    class Turn:  # in here, so that its process need not import this module, whose imports take seconds
+        pass
+
+    name = f"fuseline-swap-{app}"
+    try:
+        turn: Any = ray.remote(num_cpus=0)(Turn).options(name=name, namespace="serve").remote()
+    except ValueError:
+        raise BusyError(f"another swap of {app!r} is under way; start this one when it has ended") from None
+    try:
+        yield
+    finally:
+        ray.kill(turn)
 
 
 def _client() -> ServeControllerClient:
@@ -179,9 +218,11 @@ def _settle(
             raise StageError(f"{', '.join(sorted(waiting))} not in service after {patience_s:g} s")
         # In this order: with a status from before the version, the old replicas would pass for the new ones.
         begun = {name for name in waiting if _version(client, app, name) == wanted[name].options.version}
-        status = serve.status().applications[app]
+        status = serve.status().applications.get(app)
         for name in sorted(begun):
-            deployment = status.deployments[name]
+            deployment = status and status.deployments.get(name)
+            if deployment is None:  # its version was there a moment ago
+                raise Overtaken(f"{name} is gone: somebody has deployed {app!r} meanwhile, which is left as it is now")
             if deployment.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 raise StageError(f"{name} could not be deployed: {reason(deployment.message)}")
             if deployment.status == "HEALTHY" and set(deployment.replica_states) == {"RUNNING"}:

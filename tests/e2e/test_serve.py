@@ -137,6 +137,8 @@ def test_greedy_answers_equal_transformers_streamed_or_not(service, greedy):
 def test_samples_seeds_stops_and_log_probabilities(service, greedy):
     asked = {"model": "wrpo", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12}
     create = service.openai.chat.completions.create
+    first, second = (create(**asked, seed=-1, temperature=1.0) for _ in range(2))  # no seed, if vLLM were asked
+    assert first.choices[0].message.content == second.choices[0].message.content
     first, second = (create(**asked, n=3, seed=5, temperature=1.0) for _ in range(2))
     texts = [c.message.content for c in first.choices]
     assert texts == [c.message.content for c in second.choices]

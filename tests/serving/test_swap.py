@@ -200,6 +200,34 @@ def test_models_that_are_not_sound_never_serve(service, models, port, tmp_path, 
     assert httpx.get(f"{service}/readyz").status_code == 200
 
 
+def test_one_swap_at_a_time_and_one_that_was_killed_is_made_up_for(service, models, port, tmp_path):
+    """The second one finds the first one waiting, is told so, and comes again when the first one was killed."""
+    before = revisions(service)
+    path = config(tmp_path / "new.yaml", models / "chat1", models / "rm0", port)
+    with Load(service) as load:
+        first = fuseline("serve", path, "--swap")
+        assert first.stdout is not None
+        assert "starting reward:rm:" in first.stdout.readline()
+        first.send_signal(signal.SIGSTOP)
+        try:
+            second = fuseline("serve", path, "--swap")
+            said, errors = second.communicate(timeout=300)
+        finally:
+            first.kill()
+            first.communicate()
+        assert second.returncode == 75, said + errors
+        expected = f"error: another swap of '{APP}' is under way; start this one when it has ended"
+        assert expected in errors.splitlines() and "Traceback" not in errors
+        assert revisions(service) == before
+        third = fuseline("serve", path, "--swap")
+        said, errors = third.communicate(timeout=600)
+        assert third.returncode == 0, said + errors
+    after = revisions(service)
+    assert (after["tiny"], after["rm"]) == (before["tiny"], said.splitlines()[-1].split(" -> ")[1])
+    assert after["rm"] != before["rm"]
+    assert load.failed == []
+
+
 def test_a_service_whose_canary_is_reversed_does_not_start(models, port, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
