@@ -8,7 +8,7 @@ of `POST /v1/rewards`, bit for bit. These shapes have no place for the error of 
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -232,7 +232,7 @@ async def chat(request: ChatCompletionRequest, backend: RewardBackend, *, limits
     native = _native(request.model, [RewardItem(messages=request.messages)], objectives=True)
     answer = await _scores(native, backend, limits, "messages")
     (result,) = answer.results
-    values = {"reward": _number(result)} | {_attribute(k): v for k, v in (result.objectives or {}).items()}
+    values = _attributes(_number(result), result.objectives or {})
     return ChatCompletion(
         id=f"chatcmpl-{uuid.uuid4().hex}",
         created=int(time.time()),
@@ -260,9 +260,18 @@ def _as_logprobs(values: dict[str, float]) -> ChoiceLogprobs:
     )
 
 
-def _attribute(name: str) -> str:
-    """Return an objective's name without the two signs that clients split at."""
-    return re.sub(r"[:,]", "_", name)
+def _attributes(score: float, objectives: Mapping[str, float]) -> dict[str, float]:
+    """Return the score as `reward`, then the objectives by their names without the two signs that clients split at.
+
+    A name that is another's already gets underscores: reward -> reward_, and a:b -> a_b_ beside an a_b.
+    """
+    found = {"reward": score}
+    for name, value in objectives.items():
+        own = re.sub(r"[:,]", "_", name)
+        while own in found or (own != name and own in objectives):
+            own += "_"
+        found[own] = value
+    return found
 
 
 # ---- common -----------------------------------------------------------------------------------

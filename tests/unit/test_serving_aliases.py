@@ -75,6 +75,18 @@ def test_all_routes_give_the_same_bits(prompt, responses, objectives):
         assert {token["token"]: token["logprob"] for token in logprobs} == attributes(answer)
 
 
+def test_objectives_whose_names_meet_the_scores_or_one_another_lose_nothing():
+    names = ("reward", "a:b", "a_b", "a,b", "reward_")
+    reward = HashedReward(names)
+    answer = client(reward=reward, limits=ROOMY).post("/v1/chat/completions", json=NIM).json()
+    found = attributes(answer)
+    assert list(found) == ["reward", "reward__", "a_b_", "a_b", "a_b__", "reward_"]
+    (conversation,) = reward.calls[0][0]
+    assert list(found.values()) == [reward.number(conversation, salt) for salt in ("", *names)]
+    logprobs = answer["choices"][0]["logprobs"]["content"]
+    assert [(token["token"], token["logprob"]) for token in logprobs] == list(found.items())
+
+
 def test_one_prompt_with_many_documents_is_one_prompt_for_the_model():
     reward = HashedReward()
     client(reward=reward).post("/v1/score", json={"model": "rm", "queries": "q", "documents": ["a", "b"]})
