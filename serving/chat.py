@@ -39,11 +39,11 @@ def prepare(request: ChatCompletionRequest, backend: ChatBackend, *, limits: Lim
     Raises:
         ApiError: the conversation cannot be rendered, or prompt and answer do not fit the model.
     """
-    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    name, asked = "max_tokens", request.max_tokens
+    if asked is None:
+        name, asked = "max_completion_tokens", request.max_completion_tokens
     if asked is not None and asked > limits.max_tokens:
-        raise ApiError(
-            "invalid_request", f"max_tokens is {asked}; this service allows {limits.max_tokens}", param="max_tokens"
-        )
+        raise ApiError("invalid_request", f"{name} is {asked}; this service allows {limits.max_tokens}", param=name)
     _check_roles(request.messages)
     prompt_ids = encode(backend, request.messages)
     room = backend.card.max_tokens - len(prompt_ids)

@@ -143,6 +143,7 @@ def test_a_body_is_counted_while_it_arrives():
         ({"messages": [{"role": "user", "content": "x" * 50}], "max_tokens": 20}, 400, "context_length_exceeded", None),
         ({"max_tokens": 0}, 400, "invalid_request", "max_tokens"),
         ({"max_tokens": 41}, 400, "invalid_request", "max_tokens"),
+        ({"max_completion_tokens": 41}, 400, "invalid_request", "max_completion_tokens"),
         ({"max_tokens": 2.5}, 400, "invalid_request", "max_tokens"),
         ({"max_tokens": "5"}, 400, "invalid_request", "max_tokens"),
         ({"max_tokens": True}, 400, "invalid_request", "max_tokens"),
