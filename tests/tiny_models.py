@@ -99,6 +99,16 @@ def save_reward_model(
     return folder
 
 
+def add_tokens(folder: Path, tokens: Sequence[str]) -> Path:
+    """Give the tokenizer in a folder more tokens, and the model beside it no more ids."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _sizes(hidden_size: int, max_length: int) -> dict[str, int]:
     """Sizes of two layers; head_dim 32 is the least that vLLM runs on CPUs."""
     return {

@@ -36,6 +36,7 @@ class Classifier:
     Attributes:
         pad_token_id: that of the model's config; decides which position is read.
         outputs: names of its outputs, from the config's `id2label`.
+        vocab_size: how many ids its embedding has.
         passes: the kind of passes that it is run with.
         tolerance: by how much the scores of the probe moved with their neighbours; 0 = not by a bit.
     """
@@ -50,7 +51,7 @@ class Classifier:
         config = model.config.get_text_config()
         self.pad_token_id: int | None = config.pad_token_id
         self.outputs = tuple(str(model.config.id2label[i]) for i in range(len(self._head_OH)))
-        self._vocab_size: int = config.vocab_size
+        self.vocab_size: int = config.vocab_size
         self._max_positions: int = config.max_position_embeddings
         self._own_attention = attention.own_attention(config.to_dict())
         self._last_mlp = LastMlp.of(self._trunk)
@@ -86,16 +87,7 @@ class Classifier:
 
     @torch.inference_mode()
     def score_ids(self, conversations: Sequence[Tokens]) -> list[tuple[float, ...]]:
-        """Return the raw outputs (O,) of each conversation, in order.
-
-        Raises:
-            ModelError: a token id is not in the model's embedding (tokenizer and model do not fit).
-        """
-        largest = max((max(tokens.ids) for tokens in conversations), default=0)
-        if largest >= self._vocab_size:
-            raise ModelError(
-                f"{self._folder}: its tokenizer gives id {largest}, the model has {self._vocab_size}; they do not fit"
-            )
+        """Return the raw outputs (O,) of each conversation, in order; all ids are below `vocab_size`."""
         found: list[tuple[float, ...]] = [()] * len(conversations)
         pooled = [self._pooled_position(tokens.ids) for tokens in conversations]
         if self.passes == "shared":
@@ -184,7 +176,7 @@ def choose_passes(model: Classifier, *, name: str) -> None:
 
 def _probe_conversations(model: Classifier) -> list[Tokens]:
     """Two prompts with some responses each, with lengths around those at which kernels change."""
-    usable = [i for i in range(min(model._vocab_size, 4096)) if i != model.pad_token_id]
+    usable = [i for i in range(min(model.vocab_size, 4096)) if i != model.pad_token_id]
 
     def ids(start: int, length: int) -> tuple[int, ...]:
         return tuple(usable[(i * 7 + 3) % len(usable)] for i in range(start, start + length))

@@ -55,7 +55,8 @@ class ClassifierSettings(Config):
 
         Raises:
             ModelError: no usable reward model: weights missing, left over or of other shapes, not exactly
-                one output and no `objectives`, another architecture, or a limit below `max_length`.
+                one output and no `objectives`, another architecture, a limit below `max_length`, or the
+                tokenizer of another model.
         """
         # torch and transformers take seconds to import; a recipe must load without them.
         from fusion.rewards.classifier import Classifier
@@ -63,6 +64,7 @@ class ClassifierSettings(Config):
         model = Classifier.load(folder, dtype=self.dtype, device=device, tokens_per_forward=self.tokens_per_forward)
         rule = ScoreRule.of(model.outputs, self.objectives, name=str(folder / "config.json"))
         chat, limit = Chat.load(folder, self.chat), model.limit(self.max_length)
+        check_tokenizer(chat, model.vocab_size, name=str(folder))
         return RewardFn(chat, model, rule, max_length=limit, tolerance=model.tolerance)
 
 
@@ -79,11 +81,34 @@ class SequenceClassifier(ClassifierSettings):
 
 
 class TokenScorer(Protocol):
-    """A loaded model: token ids in, raw outputs out."""
+    """A loaded model: token ids in, raw outputs out.
+
+    Attributes:
+        vocab_size: how many ids its embedding has; it is given no other.
+    """
+
+    vocab_size: int
 
     def score_ids(self, conversations: Sequence[Tokens]) -> list[tuple[float, ...]]:
         """Return the raw outputs of each conversation, in order; they may be NaN or infinite."""
         ...
+
+
+def check_tokenizer(chat: Chat, vocab_size: int, *, name: str) -> None:
+    """Raise ModelError where even a plain question and its answer have an id that the embedding lacks."""
+    ids, _ = chat.encode_conversation([Message("user", "a"), Message("assistant", "a")])
+    if fault := _outside(ids, vocab_size):
+        raise ModelError(f"{name}: {fault}")
+
+
+def _outside(ids: Sequence[int], vocab_size: int) -> str | None:
+    """Return what is wrong where an id is not in the embedding, e.g. of a token that was added without a resize."""
+    largest = max(ids)
+    return (
+        f"the tokenizer gives id {largest}, the model has {vocab_size}; they do not fit"
+        if largest >= vocab_size
+        else None
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,8 +177,8 @@ class RewardFn:
     ) -> list[RewardScore]:
         """Return one result per conversation, in order; each ends with the assistant message to score.
 
-        A conversation that the template refuses, or that is too long under `truncation="error"`, gets a
-        result with an error code; its neighbours are scored all the same.
+        A conversation that the template refuses, that is too long under `truncation="error"`, or that holds
+        an id outside of the embedding, gets a result with an error code; its neighbours are scored all the same.
         """
         results: list[RewardScore | None] = [None] * len(conversations)
         sound: list[int] = []
@@ -169,8 +194,12 @@ class RewardFn:
                 text = f"{len(whole)} tokens > {self.max_length}"
                 results[place] = RewardScore.failed("context_length_exceeded", text, num_tokens=len(whole))
                 continue
+            used = self._cut(whole, truncation)
+            if fault := _outside(used.ids, self._model.vocab_size):
+                results[place] = RewardScore.failed("scorer_error", fault, num_tokens=len(whole))
+                continue
             sound.append(place)
-            asked.append(self._cut(whole, truncation))
+            asked.append(used)
             num_tokens.append(len(whole))
         for place, tokens, used, outputs in zip(sound, num_tokens, asked, self._model.score_ids(asked), strict=True):
             score = self.rule.score(outputs)

@@ -12,7 +12,7 @@ from pathlib import Path
 from fusion.chat import Chat
 from fusion.rewards import ClassifierSettings, RewardFn
 from fusion.rewards.common import Tokens
-from fusion.rewards.sequence_classifier import ScoreRule
+from fusion.rewards.sequence_classifier import ScoreRule, check_tokenizer
 from fusion.stages.engine import EngineSettings, engine_arguments, prepare
 
 
@@ -29,16 +29,19 @@ def load_with_vllm(settings: ClassifierSettings, folder: Path, *, num_threads: i
     )
     max_length, pad_token_id = checked.limit(settings.max_length), checked.pad_token_id
     rule = ScoreRule.of(checked.outputs, settings.objectives, name=str(folder / "config.json"))
+    chat, vocab_size = Chat.load(folder, settings.chat), checked.vocab_size
+    check_tokenizer(chat, vocab_size, name=str(folder))
     del checked
     gc.collect()  # a second copy of an 8B model would stay in memory beside the engine's
     engine = EngineSettings(folder, settings.dtype, seed=0, max_model_len=max_length, cpu_threads=num_threads)
-    return RewardFn(Chat.load(folder, settings.chat), VllmClassifier(engine, pad_token_id), rule, max_length=max_length)
+    model = VllmClassifier(engine, pad_token_id, vocab_size=vocab_size)
+    return RewardFn(chat, model, rule, max_length=max_length)
 
 
 class VllmClassifier:
     """A vLLM engine that gives the raw output of a sequence classifier."""
 
-    def __init__(self, settings: EngineSettings, pad_token_id: int | None) -> None:
+    def __init__(self, settings: EngineSettings, pad_token_id: int | None, *, vocab_size: int) -> None:
         on_cpu = prepare(settings)
         from vllm import LLM  # worker side: importing vLLM takes seconds and needs its CPU or GPU build
 
@@ -47,6 +50,7 @@ class VllmClassifier:
         arguments |= {"runner": "pooling", "skip_tokenizer_init": False, "enable_prefix_caching": False}
         self._engine = LLM(**arguments)
         self._pad_token_id = pad_token_id
+        self.vocab_size = vocab_size
 
     def score_ids(self, conversations: Sequence[Tokens]) -> list[tuple[float, ...]]:
         """Return the raw outputs of each conversation, in order."""

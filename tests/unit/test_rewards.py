@@ -18,7 +18,7 @@ from fusion.rewards import ClassifierSettings, PythonScorer, RewardFn, Scorer, S
 from fusion.rewards.common import Tokens
 from fusion.rows import Message
 from scored import prompt, response
-from tiny_models import NO_NEWLINE, save_reward_model
+from tiny_models import NO_NEWLINE, add_tokens, save_reward_model
 
 SETTINGS = ClassifierSettings()
 
@@ -259,6 +259,21 @@ def test_bad_conversations_do_not_hurt_their_neighbours(reward):
     assert results[1].error_code == "invalid_roles" and results[1].score is None
 
 
+def test_an_id_outside_of_the_embedding_is_an_error_of_its_conversation_alone(tmp_path):
+    folder = add_tokens(save_reward_model(tmp_path / "rm", vocab_size=260), ["zebra", "yak"])
+    reward = SETTINGS.load(folder)
+    asked = [conversation("q", text) for text in ("a zebra", "a yak", "ok", "yak " + "z" * 90)]
+    alone = [reward.score([each])[0] for each in asked]
+    together = reward.score(asked)
+    assert together == alone
+    assert [result.error_code for result in together] == [None, "scorer_error", None, "scorer_error"]
+    assert together[1].error_message == "the tokenizer gives id 260, the model has 260; they do not fit"
+    assert together[1].num_tokens == together[0].num_tokens
+    # What a cut takes away is not asked of the model.
+    short = ClassifierSettings(max_length=64).load(folder)
+    assert short.score(asked[3:], truncation="left")[0].score is not None
+
+
 def test_non_finite_scores_are_errors(tmp_path, folder):
     import torch
     from safetensors.torch import load_file, save_file
@@ -349,8 +364,8 @@ def test_a_limit_above_the_models_own_is_refused(folder):
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     folder = save_reward_model(tmp_path / "rm", vocab_size=128, pad_token_id=0, eos_token_id=0)
-    with pytest.raises(ModelError, match=r"gives id 258, the model has 128"):
-        SETTINGS.load(folder).score([conversation("q", "a")])
+    with pytest.raises(ModelError, match=r"rm: the tokenizer gives id 258, the model has 128"):
+        SETTINGS.load(folder)
 
 
 # ---- python scorers ---------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from fusion.stages.score_index import MOST_COLUMNS
 from fusion.stages.score_output import Output, write_output
 from jobs import score
 from scored_file import score_here
+from tiny_models import add_tokens, save_reward_model
 
 STAMP = Stamp("rm", "r1", objectives=False, normalize=None)
 ROWS = [
@@ -181,6 +182,19 @@ def test_every_kind_of_bad_row_is_quarantined_and_hurts_no_other(tmp_path, model
     assert {row["score"] for row in lines(out.path)} == {alone(reward, "q", "a")}
     assert len(lines(out.path)) == len(BAD_LINES) == artifact.manifest.rows_out
     assert artifact.manifest.rows_in == 2 * len(BAD_LINES)
+
+
+def test_a_text_that_the_models_embedding_lacks_is_one_quarantined_row(tmp_path):
+    folder = add_tokens(save_reward_model(tmp_path / "rm", vocab_size=260), ["zebra", "yak"])
+    rows = [{"id": text, "prompt": "q", "response": text} for text in ("ok", "a yak", "fine")]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = Output(tmp_path / "s.jsonl")
+    write_output(out, *score_here(tmp_path / "r.jsonl", folder, tmp_path / "work"), STAMP)
+    reward = ClassifierSettings().load(folder)
+    assert [(r["id"], r["score"]) for r in lines(out.path)] == [(t, alone(reward, "q", t)) for t in ("ok", "fine")]
+    (refused,) = lines(out.quarantine)
+    assert (refused["id"], refused["reason"]) == ("a yak", "scorer_error")
+    assert refused["detail"] == "the tokenizer gives id 260, the model has 260; they do not fit"
 
 
 # ---- the command ------------------------------------------------------------------------------
