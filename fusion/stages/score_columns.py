@@ -75,7 +75,7 @@ class ScoredSlice:
         """Yield what we say of each response, in order."""
         for score in self.scores:
             yield {
-                "id": self.source.name(self.rows[self.place(score)]),
+                "id": self.source.name(self.rows[self.place(score)], self.part),
                 "index": score.row,
                 "response_index": score.response,
                 "score": normalized(score.score, stamp.normalize),

@@ -1,7 +1,7 @@
 """The one pass over a file of rows: where its slices are, how many responses come in, which rows repeat an id.
 
 It is kept in the stage's directory, so that a resumed run does not repeat it and has the same slices. Of each
-row only a digest of its id, its place and a count are held in memory, 28 bytes together.
+row only a digest of its id or name, its place and a count are held in memory, 29 bytes together.
 """
 
 import array
@@ -9,7 +9,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,9 @@ def index_of(source: RowFile, directory: Path, *, slice_rows: int) -> Index:
 
 
 def _slice(fields: Mapping[str, Any]) -> Slice:
-    return Slice(**{**fields, "repeated": tuple(fields["repeated"]), "first": tuple(fields["first"])})
+    known: dict[str, Any] = {"renamed": (), "names": (), **fields}  # older indexes have nothing of these two
+    known.update({name: tuple(known[name]) for name in ("repeated", "first", "renamed", "names")})
+    return Slice(**known)
 
 
 class _Pass:
@@ -84,20 +86,23 @@ class _Pass:
         self._source = source
         self._slice_rows = slice_rows
         self._ids = bytearray()
+        self._made = bytearray()
         self._places = array.array("q")
         self._responses = array.array("i")
         self._columns: dict[str, str] = {}
 
     def run(self) -> Index:
         bounds = list(self._lines() if self._source.format == "jsonl" else self._tables())
-        repeated = self._repeated()
+        halves = np.frombuffer(bytes(self._ids), dtype=np.uint64).reshape(-1, 2)
+        repeated, met = self._repeated(halves)
         for row in repeated:
             self._responses[row] = 1  # it is refused as a whole
         counts = np.asarray(self._responses, dtype=np.int64)
-        slices, rows = [], sorted(repeated)
+        names = self._names(met, halves)
+        slices, rows, renamed = [], sorted(repeated), sorted(names)
         for number, bound in enumerate(bounds):
+            mine, others = _within(rows, bound), _within(renamed, bound)
             stop = bound.first_row + bound.rows
-            mine = rows[bisect.bisect_left(rows, bound.first_row) : bisect.bisect_left(rows, stop)]
             slices.append(
                 dataclasses.replace(
                     bound,
@@ -105,6 +110,8 @@ class _Pass:
                     responses=int(counts[bound.first_row : stop].sum()),
                     repeated=tuple(mine),
                     first=tuple(self._places[repeated[row]] for row in mine),
+                    renamed=tuple(others),
+                    names=tuple(names[row] for row in others),
                 )
             )
         return Index(tuple(slices), self._columns)
@@ -138,8 +145,9 @@ class _Pass:
             yield Slice(0, start, size, 0, offset=start, line=start, size=size, checksum=checksum)
 
     def _note(self, row: Row) -> None:
-        name = self._source.name(row)
-        self._ids += hashlib.blake2b(name.encode(), digest_size=16).digest()
+        own = self._source.own_id(row)
+        self._ids += _digest(own or self._source.made_name(row.place))
+        self._made.append(own is None)
         self._places.append(row.place)
         try:
             self._responses.append(len(row.item().conversations))
@@ -153,16 +161,49 @@ class _Pass:
             if name not in READ_FIELDS and (name in self._columns or len(self._columns) <= MOST_COLUMNS):
                 self._columns[name] = merged_type(self._columns.get(name, "null"), json_type(value))
 
-    def _repeated(self) -> dict[int, int]:
-        """Return row -> first row with the same id, for all rows but the first of each id."""
-        halves = np.frombuffer(bytes(self._ids), dtype=np.uint64).reshape(-1, 2)
-        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: rows of one id stay in order
+    def _repeated(self, halves: np.ndarray) -> tuple[dict[int, int], list[int]]:
+        """Return row -> first row with the same id, for all rows but the first of each id, and whom a name meets.
+
+        The latter are rows without an id whose usual name is the id of another row.
+        """
+        made = np.frombuffer(bytes(self._made), dtype=np.uint8)
+        # Stable: rows of one id stay in order. Behind them comes the one row that would have it for a name.
+        order = np.lexsort((made, halves[:, 1], halves[:, 0]))
         same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
         found: dict[int, int] = {}
+        met: list[int] = []
         for place in np.flatnonzero(same):
             before, row = int(order[place]), int(order[place + 1])
-            found[row] = found.get(before, before)
-        return found
+            if made[row]:
+                met.append(row)
+            else:
+                found[row] = found.get(before, before)
+        return found, met
+
+    def _names(self, rows: Sequence[int], halves: np.ndarray) -> dict[int, str]:
+        """Return other names for rows whose usual ones are taken: with as many underscores as make them no row's id."""
+        # Half a digest is enough: a name that is free may be passed over, one that is taken never is given.
+        taken = np.sort(halves[:, 0]) if rows else halves[:0, 0]
+        names = {}
+        for row in rows:
+            name = self._source.made_name(self._places[row])
+            while True:
+                name += "_"
+                half = np.frombuffer(_digest(name), dtype=np.uint64)[0]
+                if np.searchsorted(taken, half, "left") == np.searchsorted(taken, half, "right"):
+                    break
+            names[row] = name
+        return names
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+
+def _within(rows: Sequence[int], bound: Slice) -> Sequence[int]:
+    """Return those of the sorted rows that are in the slice."""
+    stop = bound.first_row + bound.rows
+    return rows[bisect.bisect_left(rows, bound.first_row) : bisect.bisect_left(rows, stop)]
 
 
 def _bound(first_row: int, rows: int, first: Line, size: int, checksum: str) -> Slice:

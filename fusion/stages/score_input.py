@@ -51,6 +51,10 @@ class Slice:
     """Rows whose id an earlier row has, ..."""
     first: tuple[int, ...] = ()
     """... and the place of that row, for each."""
+    renamed: tuple[int, ...] = ()
+    """Rows without an id whose usual name is the id of another row, ..."""
+    names: tuple[str, ...] = ()
+    """... and the name that each has instead."""
 
     @property
     def identity(self) -> str:
@@ -88,14 +92,25 @@ class RowFile:
         """How places of its rows are called: `line` or `row`."""
         return "line" if self.format == "jsonl" else "row"
 
-    def name(self, row: Row) -> str:
-        """Return the row's own id, or one made from its place, which stays the same whatever becomes of other rows."""
+    def name(self, row: Row, part: Slice) -> str:
+        """Return the own id of a row of this slice, or one made from its place, which is no other row's own."""
+        own = self.own_id(row)
+        if own is None and row.index in part.renamed:
+            return part.names[part.renamed.index(row.index)]
+        return own or self.made_name(row.place)
+
+    def own_id(self, row: Row) -> str | None:
+        """Return the row's own id, None where it has none that can be one."""
         try:
             own = item_id(row.record) if row.record is not None else None
             strict_json.check_text(own or "")
         except (Refused, strict_json.StrictJsonError):
-            own = None
-        return own or f"{self.place_name}-{row.place}"
+            return None
+        return own
+
+    def made_name(self, place: int) -> str:
+        """Return the usual name of a row without an id; it stays the same whatever becomes of other rows."""
+        return f"{self.place_name}-{place}"
 
 
 class RowReader:

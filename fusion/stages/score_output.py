@@ -126,7 +126,7 @@ def _refused_line(refused: Quarantined, rows: Sequence[Row], part: Slice, source
     line = {
         source.place_name: row.place,
         "index": row.index,
-        "id": source.name(row),
+        "id": source.name(row, part),
         "response_index": int(response) if response else None,
         "reason": refused.reason,
         "detail": refused.detail,

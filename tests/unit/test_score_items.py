@@ -130,7 +130,9 @@ json_values = st.recursive(
 )
 records = st.one_of(
     http_items.flatmap(
-        lambda item: st.fixed_dictionaries({"id": st.sampled_from(["a", "b", 1, None])}).map(item.__or__)
+        lambda item: st.fixed_dictionaries({"id": st.sampled_from(["a", 1, None, "line-2", "line-2_"])}).map(
+            item.__or__
+        )
     ),
     st.dictionaries(
         st.sampled_from(["id", "prompt", "response", "responses", "messages", "completion", "x"]), json_values
@@ -162,18 +164,22 @@ def check_index(source: RowFile, index: Index, rows: list[Row]) -> None:
     expected = {}
     responses = 0
     for row in rows:
-        name = source.name(row)
-        if name in first:
+        name = source.own_id(row)
+        if name is not None and name in first:
             expected[row.index] = first[name]
             responses += 1
             continue
-        first[name] = row.place
+        if name is not None:
+            first[name] = row.place
         try:
             responses += len(row.item().conversations)
         except Refused:
             responses += 1
     assert {r: f for part in index.slices for r, f in zip(part.repeated, part.first, strict=True)} == expected
     assert index.responses == responses
+    names = [source.name(row, part) for part in index.slices for row in reader.rows(part)]
+    assert len(set(names)) == len(rows) - len(expected), "two rows have one name"
+    assert all(name == (source.own_id(row) or name) for name, row in zip(names, rows, strict=True))
 
 
 @settings(deadline=None, max_examples=150)
@@ -199,7 +205,9 @@ def test_slices_of_any_bytes_hold_every_row_once(body, slice_rows, ended):
 @settings(deadline=None, max_examples=60)
 @given(
     rows=st.lists(
-        st.tuples(st.sampled_from(["a", "b", None]), texts, st.lists(texts, max_size=3)), min_size=1, max_size=20
+        st.tuples(st.sampled_from(["a", "b", None, "row-1"]), texts, st.lists(texts, max_size=3)),
+        min_size=1,
+        max_size=20,
     ),
     group=st.integers(1, 7),
     slice_rows=st.integers(1, 6),
@@ -229,6 +237,24 @@ def test_slices_of_parquet_hold_every_row_once(rows, group, slice_rows, batch, d
             assert [seen(row) for row in reader.rows(part)] == [seen(row) for row in expected[mine]]
             carried = reader.carried(part)
             assert carried is not None and carried["x"].to_pylist() == list(range(len(rows)))[mine]
+
+
+def test_a_row_without_an_id_is_none_that_another_row_has(tmp_path):
+    own = ["line-2", None, "line-4", None, "line-4_", "line-4__", None, "line-4"]
+    rows = [{"prompt": "a", "response": "b"} | ({"id": name} if name else {}) for name in own]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = open_rows(tmp_path / "r.jsonl")
+    index = index_of(source, tmp_path, slice_rows=3)
+    assert [(part.repeated, part.first) for part in index.slices] == [((), ()), ((), ()), ((7,), (3,))]
+    names = [source.name(row, part) for part in index.slices for row in RowReader(source).rows(part)]
+    assert names == ["line-2", "line-2_", "line-4", "line-4___", "line-4_", "line-4__", "line-7", "line-4"]
+    assert index_of(source, tmp_path, slice_rows=3) == index
+    # An index that was kept before rows were renamed is read as it was.
+    kept = json.loads((tmp_path / "slices.json").read_text())
+    for part in kept["slices"]:
+        del part["renamed"], part["names"]
+    (tmp_path / "slices.json").write_text(json.dumps(kept))
+    assert [part.repeated for part in index_of(source, tmp_path, slice_rows=3).slices] == [(), (), (7,)]
 
 
 def test_parquet_text_that_is_not_utf8_is_one_refused_row(tmp_path):

@@ -197,6 +197,17 @@ def test_a_text_that_the_models_embedding_lacks_is_one_quarantined_row(tmp_path)
     assert refused["detail"] == "the tokenizer gives id 260, the model has 260; they do not fit"
 
 
+def test_a_row_without_an_id_is_not_refused_for_the_id_of_another(tmp_path, model, reward):
+    rows = [{"id": "line-2", "prompt": "q", "response": "a"}, {"prompt": "q", "response": "b"}, {"prompt": "q"}]
+    rows += [{"id": "line-3", "prompt": "q", "response": "c"}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = Output(tmp_path / "s.jsonl")
+    write_output(out, *score_here(tmp_path / "r.jsonl", model, tmp_path / "work"), STAMP)
+    expected = [("line-2", "a"), ("line-2_", "b"), ("line-3", "c")]
+    assert [(r["id"], r["score"]) for r in lines(out.path)] == [(i, alone(reward, "q", t)) for i, t in expected]
+    assert [(r["id"], r["reason"]) for r in lines(out.quarantine)] == [("line-3_", "missing_field")]
+
+
 # ---- the command ------------------------------------------------------------------------------
 
 
