@@ -7,6 +7,7 @@ crash never sees half of it, and two commands at once both count.
 import fcntl
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -68,24 +69,29 @@ def add(file: Path, **fields: Any) -> str:
         problem = error.errors(include_url=False, include_input=False)[0]
         option = str(problem["loc"][0]).replace("_", "-")
         raise InputError(f"--{option}: {problem['msg']}") from None
+    real = Path(os.path.realpath(file))  # a link stays a link: what it leads to gets the key
+    if real.is_symlink():
+        raise InputError(f"cannot write {file}: it is a link that leads to itself")
     try:
-        with _alone(file.parent):
-            known = read_key_file(file) if file.exists() else []
+        with _alone(real.parent):
+            known = read_key_file(file) if real.exists() else []
             if any(other.name == entry.name for other in known):
                 raise InputError(f"{file} has a key named {entry.name} already; take another name")
-            text = file.read_text(encoding="utf-8") if known else ""
-            _replace(file, _with(text, known, entry, as_json=file.suffix == ".json"))
+            text = real.read_text(encoding="utf-8") if real.exists() else ""
+            _replace(real, _with(text, known, entry, as_json=".json" in (file.suffix, real.suffix)))
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}") from None
     return key
 
 
 def _with(text: str, known: list[ApiKey], entry: ApiKey, *, as_json: bool) -> str:
-    """Return the file's text with the entry, comments kept where it is a YAML list in block style."""
+    """Return the file's text with the entry, comments kept where it is a YAML list in block style or an empty one."""
     wanted = [*known, entry]
     values = [key.model_dump(mode="json", exclude_none=True) for key in wanted]
     if as_json:
         return json.dumps(values, indent=2) + "\n"
+    if not known:  # nothing can be appended to an empty list but in place of it
+        text = re.sub(r"^[ \t]*(\[\s*\]|~|null\b)", "", text, count=1, flags=re.MULTILINE)
     start = text if text.endswith("\n") or not text else text + "\n"
     appended = start + yaml.safe_dump(values[-1:], sort_keys=False)
     try:

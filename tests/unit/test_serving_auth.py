@@ -297,6 +297,10 @@ def test_a_key_is_made_by_the_command_and_opens_the_service(tmp_path):
     [
         "",
         "# mine\n",
+        "# mine",
+        "# mine\n[]\n",
+        "---\n[ ]  # mine\n\n",
+        "# mine\nnull",
         "# mine\n- {name: a, sha256: 'H', scopes: [chat]}  # first",
         "[{name: a, sha256: 'H', scopes: [chat]}]",
     ],
@@ -307,8 +311,27 @@ def test_keys_are_appended_to_any_form_of_the_file(tmp_path, text):
     file.chmod(0o600)
     add(file, name="b", scopes=["reward"])
     assert [key.name for key in read_key_file(file)] == (["a", "b"] if "name" in text else ["b"])
-    assert ("# mine" in file.read_text()) == ("# mine" in text and "name" in text)
+    assert ("# mine" in file.read_text()) == ("# mine" in text)
     assert [path.name for path in tmp_path.iterdir()] == ["keys.yaml"]
+
+
+def test_a_link_stays_one_and_the_file_behind_it_gets_the_key(tmp_path):
+    for folder in ("real", "links"):
+        (tmp_path / folder).mkdir()
+    real, link, first = tmp_path / "real" / "keys.yaml", tmp_path / "links" / "keys.yaml", tmp_path / "links" / "first"
+    link.symlink_to("../real/keys.yaml")
+    first.symlink_to("keys.yaml")
+    for name, file in (("a", link), ("b", first), ("c", real)):  # the first makes the file
+        add(file, name=name, scopes=["chat"])
+        assert not real.is_symlink() and real.stat().st_mode & 0o777 == 0o600
+    assert [str(path.readlink()) for path in (link, first)] == ["../real/keys.yaml", "keys.yaml"]
+    assert [key.name for key in read_key_file(real)] == ["a", "b", "c"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["first", "keys.yaml", "keys.yaml", "links", "real"]
+    real.unlink()
+    real.symlink_to(link)
+    with pytest.raises(InputError, match="cannot write"):
+        add(link, name="d", scopes=["chat"])
+    assert link.is_symlink() and real.is_symlink()
 
 
 def test_json_files_and_commands_at_once(tmp_path):
