@@ -290,6 +290,22 @@ def test_rows_can_be_searched_filtered_and_paged(visit, service):
         page.get_by_text("No prompt holds this text.").wait_for()
 
 
+def test_another_trained_model_has_its_own_rows_and_verdicts(visit, service):
+    with visit(f"{service}/ui#inspect/sft/p001") as page:
+        page.get_by_text("A row of sft, made by rule best.").wait_for()
+        page.select_option("#inspect-arm", "wrpo")
+        page.get_by_text("1 to 20 of 24").wait_for()
+        assert page.evaluate("location.hash") == "#inspect/wrpo"
+        assert page.locator(".rows a:not([href^='#inspect/wrpo/'])").count() == 0
+        assert page.locator(".detail").text_content().startswith("Choose a row")
+        page.select_option("#inspect-arm", "sft")
+        page.locator(".rows a[href='#inspect/sft/p001']").click()
+        page.get_by_text("A row of sft, made by rule best.").wait_for()
+        page.evaluate("location.hash = 'inspect/wrpo/p001'")
+        page.get_by_text("Not asked: the prompt is not on the side of the split that wrpo trains on.").wait_for()
+        assert "A row of sft" not in page.locator(".detail").text_content()
+
+
 def test_a_row_shows_every_answer_with_its_reason_and_can_be_scored(visit, service):
     with visit(f"{service}/ui#inspect/wrpo/{PREFERENCE}") as page:
         candidates = page.locator(".candidate")

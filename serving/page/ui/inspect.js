@@ -23,12 +23,15 @@ export function inspectView(root, { served, go }) {
   let offset = 0;
   let arms = [];
   let usual = null;
-  let shownRow = "";
+  let listed = "";
+  let opened = null;
   let latest = 0;
   let started = null;
 
   async function start() {
     root.replaceChildren(loadingBox("Reading the run"));
+    arms = [];
+    listed = "";
     try {
       const { value } = await call("/ui/data/run");
       if (!value.run) return root.replaceChildren(emptyBox("No run to inspect", value.why));
@@ -45,10 +48,18 @@ export function inspectView(root, { served, go }) {
       h("form", { class: "card settings", role: "search", onsubmit: (event) => event.preventDefault() },
         field("Trained model", arm), field("Show", show), field("Search", query)),
       h("div", { class: "split" }, list, side));
-    side.replaceChildren(emptyBox("Choose a row", "Its prompt, all answers and the reasons are shown here."));
   }
 
   const current = () => location.hash.slice(1).split("/").slice(1).map(decodeURIComponent);
+
+  /** A prompt has other answers and another verdict in each arm, so nothing of the last one stays. */
+  function change(name) {
+    listed = name;
+    opened = null;
+    list.replaceChildren();
+    side.replaceChildren(emptyBox("Choose a row", "Its prompt, all answers and the reasons are shown here."));
+    return again();
+  }
 
   async function load() {
     const mine = ++latest;
@@ -82,18 +93,18 @@ export function inspectView(root, { served, go }) {
   }
 
   async function open(name, promptId) {
-    shownRow = promptId;
+    const mine = opened = { arm: name, prompt: promptId };
     mark();
     side.replaceChildren(loadingBox("Reading the answers"));
     const asked = new URLSearchParams({ arm: name, prompt_id: promptId });
     try {
       const { value } = await call(`/ui/data/row?${asked}`);
-      if (shownRow !== promptId) return;
+      if (mine !== opened) return;
       side.replaceChildren(...detail(value, served.reward.length ? go : null, back));
       say(`${value.prompt_id}: ${plural(value.candidates.length, "answer")}`);
       if (matchMedia("(max-width: 899px)").matches) side.scrollIntoView({ block: "start" });
     } catch (error) {
-      if (shownRow === promptId) side.replaceChildren(errorBox(error, () => open(name, promptId)));
+      if (mine === opened) side.replaceChildren(errorBox(error, () => open(name, promptId)));
     }
   }
 
@@ -106,7 +117,7 @@ export function inspectView(root, { served, go }) {
 
   function mark() {
     for (const link of list.querySelectorAll("a")) {
-      if (link.dataset.prompt === shownRow) link.setAttribute("aria-current", "true");
+      if (link.dataset.prompt === opened?.prompt) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
     }
   }
@@ -121,15 +132,13 @@ export function inspectView(root, { served, go }) {
     models: (now) => { served = now; },
     refresh: () => { started = null; view.show(current()); },
     show: async ([name, promptId]) => {
-      const first = !started;
       started ??= start();
       await started;
       if (!arms.length) return;
       const known = arms.some((each) => each.name === name) ? name : usual.name;
-      const changed = arm.value !== known;
       arm.value = known;
-      if (first || changed) await again();
-      if (promptId && promptId !== shownRow) await open(known, promptId);
+      if (known !== listed) await change(known);
+      if (promptId && (opened?.arm !== known || opened.prompt !== promptId)) await open(known, promptId);
     },
   };
   return view;
