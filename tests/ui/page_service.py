@@ -141,6 +141,24 @@ def until(page, expression: str, *, seconds: float = 8) -> None:
         page.wait_for_timeout(20)
 
 
+def hold(page, pattern: str) -> list:
+    """Hold back what the page asks for and give the list it gathers in: answers come when the test lets them."""
+    held = []
+
+    def keep(route):  # a method of a list is no handler to playwright
+        held.append(route)
+
+    page.route(pattern, keep)
+    return held
+
+
+def until_held(page, held: list, count: int, *, seconds: float = 8) -> None:
+    ends_at = time.monotonic() + seconds
+    while len(held) < count:
+        assert time.monotonic() < ends_at, f"asked for {len(held)} times, not {count}, within {seconds:g} s"
+        page.wait_for_timeout(20)
+
+
 class Keyed:
     """Asks for a key as the service does: the files of the page are open, data and models are not."""
 

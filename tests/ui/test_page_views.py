@@ -3,7 +3,7 @@
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from ui.page_service import SPLIT, Chat, Keyed, Reward, make_app, prompts, serving, until
+from ui.page_service import SPLIT, Chat, Keyed, Reward, hold, make_app, prompts, serving, until, until_held
 
 SIZES = {"small": (360, 740), "large": (1280, 900)}
 PROMPTS = {prompt.prompt_id: prompt for prompt in prompts()}
@@ -306,6 +306,37 @@ def test_another_trained_model_has_its_own_rows_and_verdicts(visit, service):
         assert "A row of sft" not in page.locator(".detail").text_content()
 
 
+def test_a_row_chosen_first_is_not_drawn_over_the_one_chosen_last(visit, service):
+    with visit(f"{service}/ui") as page:
+        held = hold(page, "**/ui/data/rows?*")
+        page.evaluate("location.hash = 'inspect/wrpo/p000'")
+        until_held(page, held, 1)
+        page.evaluate("location.hash = 'inspect/wrpo/p002'")
+        page.locator(".detail h3", has_text="p002").wait_for()
+        held.pop().continue_()
+        page.locator(".rows a[href='#inspect/wrpo/p002'][aria-current]").wait_for()
+        page.wait_for_timeout(300)  # long enough for an older row to be asked for and drawn
+        assert page.locator(".detail h3").first.text_content() == "p002"
+
+
+def test_a_new_key_asks_again_for_what_was_open(visit, run_folder):
+    with serving(make_app(run=run_folder)) as url:
+        with visit(f"{url}/ui#inspect/sft/p001", allowed=("503",)) as page:
+            page.locator(".detail h3", has_text="p001").wait_for()
+            held = hold(page, "**/ui/data/run")
+            for number in (1, 2):
+                page.click("#key-button")
+                page.fill("#key-input", f"key {number}")
+                page.keyboard.press("Enter")
+                until_held(page, held, number)
+            held[1].continue_()
+            page.locator(".detail h3", has_text="p001").wait_for()
+            held[0].fulfill(status=503, body="{}")
+            page.wait_for_timeout(300)
+            assert page.locator(".detail h3").first.text_content() == "p001"
+            assert page.locator("#view-inspect .error").count() == 0
+
+
 def test_a_row_shows_every_answer_with_its_reason_and_can_be_scored(visit, service):
     with visit(f"{service}/ui#inspect/wrpo/{PREFERENCE}") as page:
         candidates = page.locator(".candidate")
@@ -338,6 +369,21 @@ def test_the_run_adds_up(visit, service):
         )
         ratio = widths[1] / widths[0]
         assert abs(ratio - 0.55 / 0.41) < 0.02
+
+
+def test_an_older_state_of_the_run_is_not_drawn_over_a_newer_one(visit, service):
+    with visit(f"{service}/ui#run") as page:
+        page.locator(".stage-group").first.wait_for()
+        held = hold(page, "**/ui/data/run")
+        for number in (1, 2):
+            page.get_by_role("button", name="Refresh").click()
+            until_held(page, held, number)
+        run = page.request.get(f"{service}/ui/data/run").json()
+        for late, name in ((1, "newer"), (0, "older")):
+            run["run"]["name"] = name
+            held[late].fulfill(json=run)
+            page.wait_for_timeout(300)
+            assert page.locator(".run-head h2").text_content() == "newer"
 
 
 def test_models_that_come_later_are_offered_without_a_reload(visit):

@@ -26,18 +26,23 @@ export function inspectView(root, { served, go }) {
   let listed = "";
   let opened = null;
   let latest = 0;
+  let shows = 0;
+  let starts = 0;
   let started = null;
 
   async function start() {
+    const mine = ++starts;
     root.replaceChildren(loadingBox("Reading the run"));
     arms = [];
     listed = "";
     try {
       const { value } = await call("/ui/data/run");
+      if (mine !== starts) return;
       if (!value.run) return root.replaceChildren(emptyBox("No run to inspect", value.why));
       arms = value.run.arms;
       usual = arms.find((each) => each.name === value.run.served_arm) ?? arms[0];
     } catch (error) {
+      if (mine !== starts) return;
       started = null;
       return root.replaceChildren(errorBox(error, () => view.show(current())));
     }
@@ -69,9 +74,11 @@ export function inspectView(root, { served, go }) {
     list.setAttribute("aria-busy", "true");
     try {
       const { value } = await call(`/ui/data/rows?${asked}`);
-      if (mine === latest) list.replaceChildren(...page(value));
+      if (mine !== latest) return;
+      list.replaceChildren(...page(value));
     } catch (error) {
-      if (mine === latest) list.replaceChildren(errorBox(error, load));
+      if (mine !== latest) return;
+      list.replaceChildren(errorBox(error, load));
     }
     list.removeAttribute("aria-busy");
     mark();
@@ -132,12 +139,14 @@ export function inspectView(root, { served, go }) {
     models: (now) => { served = now; },
     refresh: () => { started = null; view.show(current()); },
     show: async ([name, promptId]) => {
+      const mine = ++shows;
       started ??= start();
       await started;
-      if (!arms.length) return;
+      if (mine !== shows || !arms.length) return;
       const known = arms.some((each) => each.name === name) ? name : usual.name;
       arm.value = known;
       if (known !== listed) await change(known);
+      if (mine !== shows) return;
       if (promptId && (opened?.arm !== known || opened.prompt !== promptId)) await open(known, promptId);
     },
   };

@@ -13,16 +13,20 @@ const KINDS = {
 
 export function runView(root) {
   let timer = 0;
+  let latest = 0;
 
   async function load() {
+    const mine = ++latest;
     clearTimeout(timer);
     if (!root.children.length) root.replaceChildren(loadingBox("Reading the run"));
     let run;
     try {
       const { value } = await call("/ui/data/run");
+      if (mine !== latest) return;
       if (!value.run) return root.replaceChildren(emptyBox("No run to show", value.why));
       run = value.run;
     } catch (error) {
+      if (mine !== latest) return;
       return root.replaceChildren(errorBox(error, load));
     }
     const before = new Map([...root.querySelectorAll("details")].map((each) => [each.dataset.kind, each.open]));
