@@ -8,7 +8,19 @@ import time
 
 import pytest
 
-from ui.page_service import XSS, Broken, Chat, Keyed, Reward, make_app, serving, until, write_run
+from ui.page_service import (
+    XSS,
+    Broken,
+    Chat,
+    Keyed,
+    Reward,
+    hold,
+    make_app,
+    serving,
+    until,
+    until_held,
+    write_run,
+)
 from ui.test_page_views import chat, score
 
 AWKWARD = "it's \"5\" \\ `id` $HOME $(id) !x\n\tnext — 数 é \u2028 %s ''"
@@ -156,6 +168,20 @@ def test_scores_are_ranked_and_drawn_with_their_sign(visit, service):
         for box, value in zip(boxes, values, strict=True):
             assert abs(box[0] if value > 0 else box[1]) < 2  # from zero
         assert "helpful" in rows.first.text_content()
+
+
+def test_scores_of_an_input_that_changed_while_they_were_made_say_so(visit, service):
+    with visit(f"{service}/ui#score") as page:
+        page.locator("#score-prompt").wait_for()
+        score(page, "old", ["one", "two"])
+        assert page.locator(".stale").is_hidden()
+        held = hold(page, "**/v1/rewards")
+        page.get_by_role("button", name="Score", exact=True).click()
+        until_held(page, held, 1)
+        page.fill("#score-prompt", "new")
+        held[0].continue_()
+        page.locator(".scores").wait_for()
+        assert page.locator(".stale").is_visible()
 
 
 def test_truncation_is_asked_for_and_shown(visit):

@@ -38,6 +38,7 @@ export function scoreView(root, { served }) {
 
   let earlier = [];
   let abort = null;
+  let changed = false;
 
   const texts = () => [...list.querySelectorAll("textarea")].map((area) => area.value);
 
@@ -80,13 +81,14 @@ export function scoreView(root, { served }) {
     abort?.abort();
     const mine = abort = new AbortController();
     const asked = texts();
+    changed = false;
     results.replaceChildren(loadingBox(`Scoring ${plural(asked.length, "response")}`));
     submit.disabled = true;
     try {
       const { value, requestId } = await call("/v1/rewards", { body: body(), signal: mine.signal });
       if (mine !== abort) return;
       const card = served.reward.find((each) => each.id === value.model);
-      results.replaceChildren(...resultRows(value, asked, card, requestId));
+      results.replaceChildren(...resultRows(value, asked, card, requestId, changed));
       say(`Scored ${value.summary.ok} of ${plural(asked.length, "response")}`);
     } catch (error) {
       if (error.name !== "AbortError" && mine === abort) results.replaceChildren(errorBox(error, score));
@@ -110,6 +112,7 @@ export function scoreView(root, { served }) {
   }
 
   function stale() {
+    changed = true;
     shown.hidden = true;
     const note = results.querySelector(".stale");
     if (note) note.hidden = false;
@@ -151,7 +154,7 @@ export function scoreView(root, { served }) {
 }
 
 /** Best first; equal scores share a rank; what has no score comes last. */
-function resultRows(value, asked, card, requestId) {
+function resultRows(value, asked, card, requestId, changed) {
   const lower = card?.score_direction === "lower_is_better";
   const items = value.results.map((result, i) => ({ ...result, number: i + 1, text: asked[i] }));
   const scored = items.filter((item) => item.status === "ok").sort((a, b) => (lower ? a.score - b.score : b.score - a.score));
@@ -159,7 +162,7 @@ function resultRows(value, asked, card, requestId) {
   const axis = scale(scored.map((item) => item.score));
   const rankOf = (item) => 1 + scored.filter((other) => (lower ? other.score < item.score : other.score > item.score)).length;
   return [
-    h("p", { class: "stale notice", text: "The input has changed since these scores.", hidden: true }),
+    h("p", { class: "stale notice", text: "The input has changed since these scores.", hidden: !changed }),
     scored.length ? h("div", { class: "axis-line" }, axisRow(axis)) : null,
     h("ol", { class: "scores" },
       ...scored.map((item) => scoredRow(item, rankOf(item), axis)), ...failed.map(failedRow)),
