@@ -231,6 +231,29 @@ def test_the_curl_command_gives_the_shown_scores(visit, keyed):
             assert shown == {place: json.dumps(result["score"]) for place, result in enumerate(results, 1)}
 
 
+def test_the_curl_command_of_another_input_is_not_shown(visit, service):
+    with visit(f"{service}/ui") as page:
+        page.locator("#chat-message").wait_for()
+        chat(page, "hi")
+        page.click("#tab-score")
+        score(page, "old", ["one", "two"])
+        page.evaluate(
+            "() => { navigator.clipboard.writeText = () => new Promise((done) => { window.copied = done; }); }"
+        )
+        page.get_by_role("button", name="Copy as curl").click()
+        page.fill("#score-prompt", "new")
+        page.evaluate("window.copied()")
+        page.wait_for_timeout(50)
+        assert page.locator(".command").is_hidden()
+        page.get_by_role("button", name="Copy as curl").click()
+        page.evaluate("window.copied()")
+        page.locator("#score-curl").wait_for()
+        page.click("#tab-chat")
+        page.get_by_role("button", name="Score both").click()
+        page.locator(".scores").wait_for()
+        assert page.locator(".command").is_hidden()
+
+
 def test_a_chat_can_be_scored_with_all_that_was_said_before(visit):
     reward = Reward()
     with serving(make_app(chats=[Chat("wrpo", "one"), Chat("target", "two")], rewards=[reward])) as url:
