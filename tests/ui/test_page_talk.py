@@ -118,6 +118,38 @@ def test_stop_closes_the_stream(visit, way):
                 page.get_by_text("Ask, compare, vote").wait_for()
 
 
+def test_a_new_chat_does_not_get_the_old_question_back(visit, service):
+    with visit(f"{service}/ui") as page:
+        page.locator("#chat-message").wait_for()
+        held = hold(page, "**/v1/chat/completions")
+        ask(page, "old question")
+        until_held(page, held, 2)
+        page.get_by_role("button", name="New chat").click()
+        page.get_by_role("button", name="Send").wait_for()
+        assert page.locator("#chat-message").input_value() == ""
+        assert page.locator(".turn").count() == 0
+
+
+def test_what_came_before_an_error_is_no_answer(visit):
+    right = Chat("target", "fine")
+    with serving(make_app(chats=[Broken("broken", "the engine failed"), right])) as url:
+        with visit(f"{url}/ui") as page:
+            page.locator("#chat-message").wait_for()
+            for text in ("first", "second"):
+                ask(page, text)
+                turn = page.locator(".turn", has_text=text)
+                turn.get_by_role("button", name="Score it").wait_for()
+                assert turn.locator(".answer.left .foreign").text_content() == "a "
+                assert page.locator("[data-choice]").count() == 0
+                assert page.locator(".tag:not([hidden])").count() == 0
+            told = [("user", "first"), ("assistant", "fine"), ("user", "second")]
+            assert right.conversations[-1] == told
+            page.select_option("#chat-right", "")
+            ask(page, "third")
+            page.get_by_text("No answer: this turn is left out of the conversation.").wait_for()
+            assert page.locator("#chat-message").input_value() == "third"
+
+
 def test_errors_stand_where_the_answer_would_with_code_and_request_id(visit):
     with serving(make_app(chats=[Broken("broken", "the engine failed"), Chat("target", "fine")])) as url:
         with visit(f"{url}/ui", allowed=("400",)) as page:

@@ -57,6 +57,7 @@ export function chatView(root, { served, go }) {
     await Promise.all(turn.panes.map((pane) => pane.run(prompt, asked, abort.signal)));
     abort = null;
     busy(false);
+    if (!turns.includes(turn)) return;
     keepEnd(turn.finish);
     if (!Object.keys(turn.answers).length && !message.value) message.value = text;
     say(turn.panes.map((pane) => pane.summary()).join(". "));
@@ -163,9 +164,9 @@ function makeTurn({ number, user, prompt, asked, onVote, rewards, go }) {
     onVote();
   }
 
-  /** Offer the vote once both answers are there. */
+  /** Offer the vote once both answers are there; what came before an error is read, but is no answer. */
   turn.finish = () => {
-    for (const pane of panes) if (pane.text()) turn.answers[pane.side] = { text: pane.text() };
+    for (const pane of panes) if (pane.text() && !pane.failed()) turn.answers[pane.side] = { text: pane.text() };
     const given = Object.keys(turn.answers);
     if (!given.length) {
       foot.append(h("p", { class: "hint", text: "No answer: this turn is left out of the conversation." }));
@@ -241,6 +242,7 @@ function makePane(side, model) {
     run,
     mark: (on) => { tag.hidden = !on; },
     text: () => text.data,
+    failed: () => outcome === "failed",
     summary: () => `${SIDE_NAME[side]}: ${{ done: "answered", cut: "cut at max tokens", stopped: "stopped", failed: "failed" }[outcome]}`,
   };
 }
