@@ -84,6 +84,23 @@ def test_votes_are_exported_as_preference_rows(visit, service):
     assert (rows[0]["chosen_model"], rows[0]["rejected_model"], rows[0]["seed"]) == ("target", "wrpo", 1)
 
 
+@pytest.mark.parametrize("kept", ["{bad", "null", "{}", "[1]", '[["a", null]]', '[["a", {"choice": "left"}]]'])
+def test_kept_votes_that_cannot_be_read_are_left_out(visit, service, kept):
+    with visit(f"{service}/ui") as page:
+        page.locator("#chat-message").wait_for()
+        assert page.locator("#view-chat .notice").count() == 0
+        page.evaluate("(kept) => sessionStorage.setItem('fuseline-votes', kept)", kept)
+        page.reload()
+        page.get_by_text("The votes kept in this tab cannot be read and are left out.").wait_for()
+        assert page.get_by_role("button", name="Export votes").is_disabled()
+        chat(page, "hi")
+        page.click("[data-choice=left]")
+        assert page.get_by_role("button", name="Export 1 vote").is_enabled()
+        page.reload()
+        page.get_by_role("button", name="Export 1 vote").wait_for()
+        assert page.locator("#view-chat .notice").count() == 0
+
+
 @pytest.mark.parametrize("way", ["button", "escape", "new", "leave"])
 def test_stop_closes_the_stream(visit, way):
     models = [Chat("wrpo", "ab" * 2000, delay_s=0.01), Chat("target", "cd" * 2000, delay_s=0.01)]

@@ -3,7 +3,7 @@
 import { stream } from "./api.js";
 import { download, emptyBox, errorBox, field, foreign, h, onSend, say } from "./dom.js";
 import { plural, seconds } from "./format.js";
-import { rows, tally, vote } from "./votes.js";
+import { rows, tally, unreadable, vote } from "./votes.js";
 
 const SIDES = ["left", "right"];
 const SIDE_NAME = { left: "Left", right: "Right" };
@@ -27,6 +27,7 @@ export function chatView(root, { served, go }) {
       h("span", { class: "hint keys" }, h("kbd", { text: "Ctrl" }), " ", h("kbd", { text: "Enter" }), " sends, ", h("kbd", { text: "Esc" }), " stops"),
       h("span", { class: "grow" }), save, fresh));
   root.append(h("h2", { class: "unseen", text: "Chat" }), form.element, log, composer);
+  if (unreadable) log.before(h("p", { class: "notice", text: "The votes kept in this tab cannot be read and are left out. Nothing else is lost." }));
 
   let turns = [];
   let abort = null;

@@ -3,7 +3,28 @@
 const STORE = "fuseline-votes";
 
 /** Votes by turn: { prompt: [message], left, right: { model, text }, choice: "left" | "right" | "tie", seed }. */
-const votes = new Map(JSON.parse(sessionStorage.getItem(STORE) ?? "[]"));
+const kept = read();
+const votes = new Map(kept ?? []);
+
+/** Whether something was kept that is not votes: it is left out, and the next vote takes its place. */
+export const unreadable = kept === null;
+
+function read() {
+  try {
+    const entries = JSON.parse(sessionStorage.getItem(STORE) ?? "[]");
+    return Array.isArray(entries) && entries.every(isEntry) ? entries : null;
+  } catch (error) {
+    if (error instanceof SyntaxError) return null;
+    throw error;
+  }
+}
+
+function isEntry(entry) {
+  const value = Array.isArray(entry) ? entry[1] : null;
+  const answers = [value?.left, value?.right];
+  return ["left", "right", "tie"].includes(value?.choice) && Array.isArray(value.prompt)
+    && answers.every((answer) => typeof answer?.model === "string" && typeof answer.text === "string");
+}
 
 export function vote(turn, value) {
   votes.set(turn, value);
