@@ -29,9 +29,13 @@ class Finish(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a verifier says of a response. `error` is a failure of the check itself, never a score of 0."""
+    """What a verifier says of a response.
 
-    right = "right"
+    `unparsable`: there is nothing in it that could be checked. `error`: the check itself failed, which says nothing of the
+    response and is never a score of 0.
+    """
+
+    correct = "correct"
     wrong = "wrong"
     unparsable = "unparsable"
     error = "error"
@@ -61,6 +65,8 @@ class Prompt:
     """Assert lines for code prompts."""
     entry_point: str | None = None
     """Name of the function that `tests` call."""
+    dataset: str | None = None
+    """Name of the prompt set that it is from; splits are made and rows are counted within one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +104,9 @@ class ScoredResponse:
     objectives: dict[str, float] = dataclasses.field(default_factory=dict)
     """Named parts of the score (e.g. `exact`), where the scorer has them."""
     verdict: Verdict | None = None
+    """What a verifier said of it, where one was asked; never `error`, which is quarantined."""
+    verdict_reason: str | None = None
+    """Short code of why, e.g. `timeout`, where the verdict has one."""
     truncated: bool = False
     """True when the scorer saw only a part of the conversation."""
 
@@ -235,6 +244,93 @@ class ResponseGroup:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class WeightedResponses:
+    """(x, {(y_i, w_i)}): several answers to imitate, each with its share of the prompt; the rows of FuseSFT.
+
+    Example: the best answers of two sources, the first of which counts three times as much:
+    `WeightedResponses(prompt, (a, b), weights=(0.75, 0.25))` (arXiv 2504.06562, section 3).
+    """
+
+    prompt: Prompt
+    responses: tuple[ScoredResponse, ...]
+    """One or more."""
+    weights: tuple[float, ...]
+    """One per response; they sum to 1."""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_row(self, *self.responses)
+        _check_weights(self, len(self.responses), "responses")
+
+    @property
+    def row_id(self) -> str:
+        return self.prompt.prompt_id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WeightedPairs:
+    """(x, {(y_w_i, y_l_i, w_i)}): several pairs of one prompt, each with its share of it; the rows of FusePO.
+
+    Pair i is `chosen[i]` against `rejected[i]`. Example: the best and the worst answer of each of two sources,
+    `WeightedPairs(prompt, (a_best, b_best), (a_worst, b_worst), weights=(0.75, 0.25))`.
+    """
+
+    prompt: Prompt
+    chosen: tuple[ScoredResponse, ...]
+    """One or more."""
+    rejected: tuple[ScoredResponse, ...]
+    """As many."""
+    weights: tuple[float, ...]
+    """One per pair; they sum to 1."""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_row(self, *self.chosen, *self.rejected)
+        if len(self.chosen) != len(self.rejected):
+            raise ValueError(f"row {self.row_id}: {len(self.chosen)} chosen against {len(self.rejected)} rejected")
+        _check_weights(self, len(self.chosen), "pairs")
+        for chosen, rejected in zip(self.chosen, self.rejected, strict=True):
+            _check_order(self.prompt, chosen, rejected)
+
+    @property
+    def row_id(self) -> str:
+        return self.prompt.prompt_id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WeightedGroups:
+    """(x, {(Y_i, w_i)}): groups of answers of one prompt, each compared within itself and with its share of the prompt.
+
+    The rows of FusePO with RLOO. Example: three answers of a first source and two of a second,
+    `WeightedGroups(prompt, (a1, a2, a3, b1, b2), groups=(0, 0, 0, 1, 1), weights=(0.75, 0.25))`.
+    """
+
+    prompt: Prompt
+    responses: tuple[ScoredResponse, ...]
+    """The answers of group 0, then those of group 1, and so on; at least two each."""
+    groups: tuple[int, ...]
+    """Group of each response."""
+    weights: tuple[float, ...]
+    """One per group; they sum to 1."""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_row(self, *self.responses)
+        _check_weights(self, len(self.weights), "groups")
+        sizes = [self.groups.count(number) for number in range(len(self.weights))]
+        expected = tuple(number for number, size in enumerate(sizes) for _ in range(size))
+        if self.groups != expected or len(self.groups) != len(self.responses) or min(sizes) < 2:
+            raise ValueError(
+                f"row {self.row_id}: groups {self.groups} of {len(self.responses)} responses and {len(self.weights)} "
+                "weights; each group needs at least two responses that stand together, in the order of the groups"
+            )
+
+    @property
+    def row_id(self) -> str:
+        return self.prompt.prompt_id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReferenceLogps:
     """Log-probabilities of one training row under the reference model, one sum per response (nats).
 
@@ -269,7 +365,19 @@ class EvaluationItem:
     """Named parts of the score; `exact` where the scorer has it."""
 
 
-TRAINING_ROWS = (SftExample, PreferencePair, PreferenceQuadruple, PreferenceSet, ResponseGroup)
+TRAINING_ROWS = (
+    SftExample,
+    PreferencePair,
+    PreferenceQuadruple,
+    PreferenceSet,
+    ResponseGroup,
+    WeightedResponses,
+    WeightedPairs,
+    WeightedGroups,
+)
+
+NOT_ROLES = ("prompt", "weight", "weights", "groups")
+"""Fields of training rows that hold no response."""
 
 
 def roles(row_type: type) -> tuple[str, ...]:
@@ -278,7 +386,7 @@ def roles(row_type: type) -> tuple[str, ...]:
     Example: `roles(PreferencePair) == ("chosen", "rejected")`.
     """
     assert row_type in TRAINING_ROWS, row_type
-    return tuple(f.name for f in dataclasses.fields(row_type) if f.name not in ("prompt", "weight"))
+    return tuple(f.name for f in dataclasses.fields(row_type) if f.name not in NOT_ROLES)
 
 
 @cache
@@ -305,7 +413,37 @@ def _check_row(row: Any, *responses: ScoredResponse) -> None:
             )
 
 
+def response_weights(row: Any, role: str) -> tuple[float, ...]:
+    """Return the share of the row that each response of a role has; 1 each where the row type has no weights.
+
+    Example: for `WeightedGroups` with groups (0, 0, 1, 1) and weights (0.75, 0.25): (0.75, 0.75, 0.25, 0.25).
+    """
+    if isinstance(row, WeightedGroups):
+        return tuple(row.weights[number] for number in row.groups)
+    if isinstance(row, WeightedResponses | WeightedPairs):
+        return row.weights
+    return (1.0,) * len(responses_of(row, role))
+
+
+def response_groups(row: Any, role: str) -> tuple[int, ...]:
+    """Return the group of each response of a role, counted from 0; all in one where the row type has no groups."""
+    return row.groups if isinstance(row, WeightedGroups) else (0,) * len(responses_of(row, role))
+
+
+def _check_weights(row: Any, num_members: int, called: str) -> None:
+    """What rows of FuseRL promise: shares of the prompt that sum to 1, so that every prompt counts once."""
+    if not num_members or len(row.weights) != num_members:
+        raise ValueError(
+            f"row {row.row_id}: {len(row.weights)} weights for {num_members} {called}; one each, at least one"
+        )
+    if not all(0 <= w <= 1 for w in row.weights) or abs(math.fsum(row.weights) - 1) > 1e-9:
+        raise ValueError(f"row {row.row_id}: weights {row.weights} are not shares that sum to 1")
+
+
 def _check_order(prompt: Prompt, better: ScoredResponse, worse: ScoredResponse) -> None:
+    """A pair is told apart by a verifier where it has looked at both, else by their scores."""
+    if better.verdict is Verdict.correct and worse.verdict in (Verdict.wrong, Verdict.unparsable):
+        return
     if not better.score > worse.score:
         raise ValueError(
             f"row {prompt.prompt_id}: chosen score {better.score} is not above rejected score {worse.score}"

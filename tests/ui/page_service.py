@@ -302,7 +302,7 @@ def answers(all_prompts: list[Prompt], model: str, shift: int) -> list[ScoredRes
             value = 0.5 if tie else ((n * 7 + sample * 5 + shift) % 11) / 10 - 0.3
             text = XSS[n % len(XSS)] + f" {sample}" if sample == 0 else None
             finish = Finish.length if sample == 2 and n % 4 == 0 else Finish.stop
-            verdict = Verdict.right if value > 0.5 else Verdict.wrong
+            verdict = Verdict.correct if value > 0.5 else Verdict.wrong
             found.append(scored(prompt, model, sample, value, text=text, finish=finish, verdict=verdict))
     return found
 
