@@ -351,6 +351,17 @@ class ReferenceLogps:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Assignment:
+    """The side of the split that a prompt is on. Example: `Assignment("m-1", "math", None, "sft")`."""
+
+    prompt_id: str
+    domain: str
+    dataset: str | None
+    side: str
+    """`sft` or `preference`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class EvaluationItem:
     """One graded answer of one model to one held-out prompt."""
 
@@ -436,7 +447,8 @@ def _check_weights(row: Any, num_members: int, called: str) -> None:
         raise ValueError(
             f"row {row.row_id}: {len(row.weights)} weights for {num_members} {called}; one each, at least one"
         )
-    if not all(0 <= w <= 1 for w in row.weights) or abs(math.fsum(row.weights) - 1) > 1e-9:
+    # A list's items may be null in Arrow, see ReferenceLogps.
+    if None in row.weights or not all(0 <= w <= 1 for w in row.weights) or abs(math.fsum(row.weights) - 1) > 1e-9:
         raise ValueError(f"row {row.row_id}: weights {row.weights} are not shares that sum to 1")
 
 
