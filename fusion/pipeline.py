@@ -1,6 +1,6 @@
 """The graph: from a recipe to stages with their inputs. The one place where the wiring is written.
 
-    prompts -> generate(source) -> score -> select -> sft -> generate(sft) -> score
+    prompts -> generate(source) -> score -> [split] -> select -> sft -> generate(sft) -> score
                                                       |                        |
                                                       +-> select -> reference -> prefer (per arm) -> export
     held-out prompts -> generate(every model) -> score -> evaluate
@@ -12,16 +12,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from fusion.chat import ChatConfig
+from fusion.config import fingerprint
 from fusion.models import PinnedModel
 from fusion.placement import Demand, GeneratePlacement
 from fusion.promptsets import PromptSet
-from fusion.recipe import Arm, Recipe, SftBlock
-from fusion.rewards import SequenceClassifier
-from fusion.rows import EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
+from fusion.recipe import Arm, ModelSpec, Recipe, SftBlock
+from fusion.rewards import ModelScorer
+from fusion.rows import Assignment, EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
 from fusion.sampling import Decoding
-from fusion.select import Side
+from fusion.select import PairSplit, Side, Split
 from fusion.stage import Stage
-from fusion.stages import evaluate, export, generate, prefer, prompts, reference, score, select, sft
+from fusion.stages import evaluate, export, generate, prefer, prompts, reference, score, select, sft, split
 from fusion.training import TrainConfig
 
 Node = Stage | PinnedModel
@@ -67,6 +68,7 @@ class _Builder:
         self.given = {
             name: PinnedModel(name, ref, recipe.root / ".digests.json") for name, ref in recipe.models.items()
         }
+        self.split: Stage | None = None
 
     def build(self) -> Graph:
         recipe, graph = self.recipe, self.graph
@@ -74,10 +76,11 @@ class _Builder:
         training = self._prompts("train", recipe.prompts, {"held_out": held_out} if held_out else {})
         graph.models["target"] = self.given["target"]
         sources = {}
-        for name, source in recipe.sources.items():
+        for name, source in recipe.used_sources.items():
             graph.models[name] = self.given[name]
-            answers = self._generate(name, name, training, (source.sampling,), source.chat)
-            sources[name] = self._score(name, training, answers)
+            sources |= self._source(name, source, training)
+        if isinstance(recipe.split, PairSplit):
+            self.split = self._split(recipe.split, training, sources)
         graph.selections["sft"] = self._select(recipe.sft, training, sources, None)
         graph.models["sft"] = self._sft("sft", recipe.sft, self.given["target"], graph.selections["sft"])
         own = None
@@ -94,6 +97,38 @@ class _Builder:
         return graph
 
     # ---- data ------------------------------------------------------------------------------
+
+    def _source(self, name: str, source: ModelSpec, training: Stage) -> dict[str, Stage]:
+        """The scored answers of a source: one artifact, and one more for each way of sampling of its own that domains have."""
+        special: dict[str, tuple[Decoding, list[str]]] = {}
+        for domain, decoding in sorted(source.sampling_by_domain.items()):
+            if decoding != source.sampling:
+                special.setdefault(fingerprint(decoding), (decoding, []))[1].append(domain)
+        apart = tuple(sorted(domain for _, domains in special.values() for domain in domains))
+        rest = None if source.domains is None else tuple(d for d in source.domains if d not in apart)
+        parts: list[tuple[Decoding, tuple[str, ...] | None, tuple[str, ...]]] = []
+        if rest is None or rest:
+            parts.append((source.sampling, rest, apart if rest is None else ()))
+        parts += [(decoding, tuple(domains), ()) for decoding, domains in special.values()]
+        scored = {}
+        for number, (decoding, domains, without) in enumerate(parts):
+            slug = name if number == 0 else f"{name}-{'-'.join(domains or ())}"
+            answers = self._generate(name, slug, training, (decoding,), source.chat, domains=domains, without=without)
+            scored[name if number == 0 else f"{name}@{number}"] = self._score(slug, training, answers)
+        return scored
+
+    def _split(self, rule: PairSplit, training: Stage, sources: Mapping[str, Stage]) -> Stage:
+        return self.graph.add(
+            Stage(
+                kind="split",
+                slug="pairs",
+                version=split.VERSION,
+                config=split.SplitConfig(split=rule),
+                inputs={"prompts": training, **{f"source_{n}": s for n, s in sources.items()}},
+                run=split.run,
+                row_type=Assignment,
+            )
+        )
 
     def _prompts(self, slug: str, sets: Sequence[PromptSet], inputs: Mapping[str, Stage]) -> Stage:
         return self.graph.add(
@@ -119,6 +154,8 @@ class _Builder:
         chat: ChatConfig,
         *,
         side: Side | None = None,
+        domains: tuple[str, ...] | None = None,
+        without: tuple[str, ...] = (),
     ) -> Stage:
         recipe = self.recipe
         placement = recipe.placement.models.get(model, recipe.placement.generate)
@@ -134,11 +171,13 @@ class _Builder:
                     seed=recipe.seed,
                     dtype=recipe.dtype,
                     max_model_len=recipe.max_model_len,
-                    split=recipe.split if side else None,
+                    split=self._ratio if side else None,
                     side=side,
+                    domains=domains,
+                    without=without,
                 ),
                 placement=placement,
-                inputs={"prompts": asked, "model": self.graph.models[model]},
+                inputs={"prompts": asked, "model": self.graph.models[model], **(self._sides if side else {})},
                 run=generate.run,
                 row_type=Response,
                 max_quarantined=recipe.max_quarantined,
@@ -151,7 +190,7 @@ class _Builder:
         rewards = {
             f"reward_{domain}": self.given[f"score.{domain}"]
             for domain, scorer in self.recipe.score.items()
-            if isinstance(scorer, SequenceClassifier)
+            if isinstance(scorer, ModelScorer)
         }
         return self.graph.add(
             Stage(
@@ -175,17 +214,29 @@ class _Builder:
             inputs["own"] = own
         if not block.select.needs_sources:
             inputs = {n: node for n, node in inputs.items() if not n.startswith("source_")}
+        if block.select.side != "all":
+            inputs |= self._sides
         return self.graph.add(
             Stage(
                 kind="select",
                 slug=block.select.type,
                 version=select.VERSION,
-                config=select.SelectConfig(rule=block.select, split=self.recipe.split),
+                config=select.SelectConfig(rule=block.select, split=self._ratio, guard=block.guard),
                 inputs=inputs,
                 run=select.run,
                 row_type=block.select.row_type,
             )
         )
+
+    @property
+    def _ratio(self) -> Split | None:
+        """The split where it is by ratio, and so part of the config of each stage that asks for a side."""
+        return self.recipe.split if isinstance(self.recipe.split, Split) else None
+
+    @property
+    def _sides(self) -> dict[str, Node]:
+        """The input of stages that ask for a side, where the sides are an artifact."""
+        return {"split": self.split} if self.split else {}
 
     # ---- training ---------------------------------------------------------------------------
 
@@ -259,7 +310,7 @@ class _Builder:
     def _evaluate(self, held_out: Stage) -> Stage:
         block = self.recipe.evaluate
         assert block is not None
-        names = ("target", "sft", *self.recipe.arms, *self.recipe.sources)
+        names = ("target", "sft", *self.recipe.arms, *self.recipe.used_sources)
         scored = {}
         for name in names:
             chat = self.recipe.sources[name].chat if name in self.recipe.sources else self.recipe.target.chat
@@ -289,7 +340,7 @@ class _Builder:
 
     def _export(self, name: str) -> Stage:
         inputs: dict[str, Node] = {"model": self.graph.models[name], "rows": self.graph.selections[name]}
-        inputs |= {"target": self.given["target"], **{f"source_{n}": self.given[n] for n in self.recipe.sources}}
+        inputs |= {"target": self.given["target"], **{f"source_{n}": self.given[n] for n in self.recipe.used_sources}}
         if self.graph.evaluation:
             inputs["evaluation"] = self.graph.evaluation
         return self.graph.add(

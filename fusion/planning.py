@@ -9,6 +9,7 @@ from fusion.explain import State, state_of
 from fusion.pipeline import Graph
 from fusion.placement import Demand
 from fusion.promptsets import PromptSet
+from fusion.select import Split
 from fusion.stage import Stage
 
 
@@ -45,10 +46,14 @@ def _rows_in(stage: Stage, state: State, store: Path, rows: dict[int, int | None
             counts = [_count(prompt_set) for prompt_set in placement.sets]
             return None if None in counts else sum(c for c in counts if c is not None)
         case "generate":
+            if config.domains or config.without:
+                return None  # how many prompts a domain has is known when they have been read
             side = _side(inputs["prompts"], config.side, graph)
             return None if side is None else side * sum(d.num_samples for d in config.decodings)
         case "score":
             return inputs["responses"]
+        case "split":
+            return inputs["prompts"]
         case "select":
             return _side(inputs["prompts"], config.rule.side, graph)
         case "evaluate":
@@ -64,6 +69,8 @@ def _rows_in(stage: Stage, state: State, store: Path, rows: dict[int, int | None
 def _side(num_prompts: int | None, side: str | None, graph: Graph) -> int | None:
     if num_prompts is None or side in (None, "all"):
         return num_prompts
+    if not isinstance(graph.recipe.split, Split):
+        return None  # the sides depend on answers
     chosen = graph.recipe.split.assign([str(i) for i in range(num_prompts)]).values()
     return sum(s == side for s in chosen)
 

@@ -17,10 +17,9 @@ from fusion.losses import SftLoss
 from fusion.models import ModelRef
 from fusion.placement import GeneratePlacement, ScorePlacement
 from fusion.promptsets import PromptSet
-from fusion.rewards import Canary, Scorer, SequenceClassifier
+from fusion.rewards import Canary, ModelScorer, Scorer
 from fusion.sampling import Decoding, Precision
-from fusion.select import Rule
-from fusion.select.split import Split
+from fusion.select import AnySplit, Guard, Rule, with_seed
 from fusion.training import TrainConfig, TrainPlacement
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -32,10 +31,22 @@ RESERVED = ("target", "sft")
 class ModelSpec(ModelRef):
     """A model that answers: a source that the target learns from, or the target itself once it has had its SFT."""
 
+    type: Literal["model"] = "model"
+
     chat: ChatConfig = ChatConfig()
     """System prompt, pinned date, template override and further stop tokens."""
     sampling: Decoding
     """Merged over the recipe's `sampling`: state only what differs."""
+    sampling_by_domain: dict[str, Decoding] = {}
+    """Merged over `sampling` for the training prompts of single domains, e.g. `code: {num_samples: 8}`."""
+    domains: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Domains whose training prompts it answers; null = all. In the evaluation it answers every prompt."""
+
+    @model_validator(mode="after")
+    def _domains_are_answered(self) -> Self:
+        if self.domains is not None and (unasked := sorted(set(self.sampling_by_domain) - set(self.domains))):
+            raise ValueError(f"sampling_by_domain.{unasked[0]}: that domain is not among domains {list(self.domains)}")
+        return self
 
 
 class SftBlock(TrainConfig):
@@ -43,6 +54,8 @@ class SftBlock(TrainConfig):
 
     select: Rule
     """Which responses are imitated."""
+    guard: Guard | None = None
+    """What the rows as a whole must keep to."""
 
 
 class Arm(TrainConfig):
@@ -50,6 +63,8 @@ class Arm(TrainConfig):
 
     select: Rule
     """Which rows it trains on; must make the rows that `loss` reads."""
+    guard: Guard | None = None
+    """What the rows as a whole must keep to."""
     start: Literal["sft", "target"] = "sft"
     """Model that it starts from; also the reference of losses that need one."""
 
@@ -134,8 +149,10 @@ class Recipe(Config):
     """Context limit of generation; None takes each model's own."""
     score: dict[str, Scorer] = Field(min_length=1)
     """Scorer per domain; `*` is for all domains not named."""
-    split: Split
-    """Shares of the prompts for SFT and for the preference stage."""
+    learn_from: tuple[Name, ...] | None = Field(default=None, min_length=1)
+    """Sources whose answers are used, by name; null = all of `sources`. Others cost nothing: neither answers nor scores."""
+    split: AnySplit
+    """Which prompts are for SFT and which for the preference stage: by shares, or by the pairs that sources give."""
     sft: SftBlock
     """Stage one."""
     arms: dict[Name, Arm] = {}
@@ -162,11 +179,13 @@ class Recipe(Config):
                 raise ValueError(
                     f"the name {name!r} is taken; sources and arms need names of their own, not {RESERVED}"
                 )
+        if unknown := [name for name in self.learn_from or () if name not in self.sources]:
+            raise ValueError(f"learn_from: {unknown[0]!r} is not a source; sources: {', '.join(self.sources)}")
         if self.sft.loss.type != "sft":
             raise ValueError(f"sft.loss must be of type sft, not {self.sft.loss.type}")
         if self.sft.select.row_type not in SftLoss.row_types:
             raise ValueError(
-                f"sft.select {self.sft.select.type} makes {self.sft.select.row_type.__name__} rows, not SftExample"
+                f"sft.select {self.sft.select.type} makes {self.sft.select.row_type.__name__} rows, not those of SFT"
             )
         if self.sft.select.needs_own:
             raise ValueError("sft.select cannot use the SFT model's own samples: it does not exist yet")
@@ -195,9 +214,14 @@ class Recipe(Config):
                 raise ValueError(f"serve names {name!r} twice; clients tell models apart by name")
 
     @property
+    def used_sources(self) -> dict[str, ModelSpec]:
+        """The sources that the target learns from."""
+        return {n: s for n, s in self.sources.items() if self.learn_from is None or n in self.learn_from}
+
+    @property
     def models(self) -> dict[str, ModelRef]:
         """Every given model by name, reward models as `score.<domain>` and `serve.<name>`."""
-        scorers = {f"score.{d}": s.model for d, s in self.score.items() if isinstance(s, SequenceClassifier)}
+        scorers = {f"score.{d}": s.model for d, s in self.score.items() if isinstance(s, ModelScorer)}
         rewards = {f"serve.{n}": m for n, m in self.serve.rewards.items()} if self.serve else {}
         return {"target": self.target, **self.sources, **scorers, **rewards}
 
@@ -214,8 +238,10 @@ def _spread(data: dict[str, Any]) -> dict[str, Any]:
     """Fill what blocks inherit: the recipe's seed, and its sampling under that of the target and each source."""
     data = dict(data)
     seed = data.get("seed", Recipe.model_fields["seed"].default)
-    if isinstance(data.get("split"), dict):
-        data["split"] = {"seed": seed, **data["split"]}
+    if isinstance(split := data.get("split"), dict):
+        data["split"] = {"seed": seed, **split}
+        if isinstance(split.get("pair"), dict):
+            data["split"]["pair"] = with_seed(split["pair"], seed)
     if isinstance(sampling := data.get("sampling"), dict):
         if "target" in data:
             data["target"] = _spread_sampling(data["target"], sampling)
@@ -231,13 +257,19 @@ def _spread(data: dict[str, Any]) -> dict[str, Any]:
 def _spread_sampling(model: Any, sampling: dict[str, Any]) -> Any:
     if not isinstance(model, dict) or not isinstance(model.get("sampling") or {}, dict):
         return model  # validation names what is wrong with it
-    return {**model, "sampling": {**sampling, **(model.get("sampling") or {})}}
+    own = {**sampling, **(model.get("sampling") or {})}
+    spread = {**model, "sampling": own}
+    if isinstance(by_domain := model.get("sampling_by_domain"), dict):
+        spread["sampling_by_domain"] = {n: {**own, **d} if isinstance(d, dict) else d for n, d in by_domain.items()}
+    return spread
 
 
 def _spread_training(block: dict[str, Any], seed: Any) -> dict[str, Any]:
     block = {"seed": seed, **block}
     if isinstance(block.get("select"), dict):
-        block["select"] = {"seed": seed, **block["select"]}
+        block["select"] = with_seed(block["select"], seed)
+    if isinstance(block.get("guard"), dict):
+        block["guard"] = {"seed": seed, **block["guard"]}
     return block
 
 

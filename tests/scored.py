@@ -1,10 +1,10 @@
 """Builders of scored answers for tests of selection and scoring."""
 
-from fusion.rows import Finish, Message, Prompt, Response, ScoredResponse
+from fusion.rows import Finish, Message, Prompt, Response, ScoredResponse, Verdict
 
 
-def prompt(prompt_id: str = "p", *, domain: str = "words") -> Prompt:
-    return Prompt(prompt_id, domain, (Message("user", f"question {prompt_id}"),))
+def prompt(prompt_id: str = "p", *, domain: str = "words", dataset: str | None = None) -> Prompt:
+    return Prompt(prompt_id, domain, (Message("user", f"question {prompt_id}"),), dataset=dataset)
 
 
 def response(
@@ -20,8 +20,11 @@ def response(
     return Response(prompt_id, model, sample, "sample", text, tuple(range(tokens)), finish, 0, 5, "t")
 
 
-def scored(model: str, score: float, sample: int = 0, **fields) -> ScoredResponse:
-    return ScoredResponse(response(model, sample, **fields), score, "test")
+def scored(
+    model: str, score: float, sample: int = 0, *, verdict: Verdict | str | None = None, **fields
+) -> ScoredResponse:
+    said = None if verdict is None else Verdict(verdict)
+    return ScoredResponse(response(model, sample, **fields), score, "test", verdict=said)
 
 
 def answers(model: str, *scores: float, prompt_id: str = "p") -> tuple[ScoredResponse, ...]:

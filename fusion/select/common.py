@@ -7,14 +7,15 @@ tied answer equally often over prompts. Ties broken by order hand them all to th
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from fusion.config import Config
-from fusion.rows import Finish, Prompt, ScoredResponse
+from fusion.rows import Finish, Prompt, ScoredResponse, Verdict
 
 
 class Reason(StrEnum):
@@ -28,6 +29,12 @@ class Reason(StrEnum):
     below_margin = "below_margin"
     above_margin = "above_margin"
     identical_text = "identical_text"
+    no_correct = "no_correct"
+    no_wrong = "no_wrong"
+    length_ratio = "length_ratio"
+    no_rule = "no_rule"
+    source_share = "source_share"
+    longer_share = "longer_share"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +75,12 @@ class Ranked(Config):
         taken = tuple(r for r in responses if self.allow_length or r.response.finish_reason is Finish.stop)
         return taken or Drop(Reason.only_truncated, f"all {len(responses)} answers reached the token limit")
 
+    def correct(self, responses: Sequence[ScoredResponse]) -> tuple[ScoredResponse, ...] | Drop:
+        """Return the answers that a verifier judged correct, or the drop where there are none."""
+        return tuple(r for r in responses if r.verdict is Verdict.correct) or Drop(
+            Reason.no_correct, f"verdicts of {len(responses)} answers: {_verdicts(responses)}"
+        )
+
     def best(self, responses: Iterable[ScoredResponse]) -> ScoredResponse:
         """Return the highest scored answer; a tie is drawn."""
         return self._pick(responses, max, "best")
@@ -78,20 +91,21 @@ class Ranked(Config):
 
     def best_first(self, responses: Iterable[ScoredResponse]) -> tuple[ScoredResponse, ...]:
         """Return all answers from the highest score to the lowest; the first is that of `best`."""
-        return tuple(sorted(responses, key=lambda r: (-r.score, self._ticket(r, "best"))))
+        return tuple(sorted(responses, key=lambda r: (-r.score, self.ticket(r, "best"))))
 
     def worst_first(self, responses: Iterable[ScoredResponse]) -> tuple[ScoredResponse, ...]:
         """Return all answers from the lowest score to the highest; the first is that of `worst`."""
-        return tuple(sorted(responses, key=lambda r: (r.score, self._ticket(r, "worst"))))
+        return tuple(sorted(responses, key=lambda r: (r.score, self.ticket(r, "worst"))))
 
     def _pick(
         self, responses: Iterable[ScoredResponse], extreme: Callable[[list[float]], float], purpose: str
     ) -> ScoredResponse:
         responses = list(responses)
         score = extreme([r.score for r in responses])
-        return min((r for r in responses if r.score == score), key=lambda r: self._ticket(r, purpose))
+        return min((r for r in responses if r.score == score), key=lambda r: self.ticket(r, purpose))
 
-    def _ticket(self, scored: ScoredResponse, purpose: str) -> bytes:
+    def ticket(self, scored: ScoredResponse, purpose: str) -> bytes:
+        """Return the lot of an answer in a draw; the smallest wins, and draws for other purposes are independent."""
         response = scored.response
         text = f"{self.seed}\0{response.prompt_id}\0{purpose}\0{response.model}\0{response.sample}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
@@ -101,14 +115,25 @@ class Paired(Ranked):
     """Fields of every rule that sets a chosen answer against a rejected one."""
 
     min_margin: float = Field(default=0.0, ge=0)
-    """Least chosen score minus rejected score; equal scores are never a pair."""
+    """Least chosen score minus rejected score; equal scores are never a pair that scores tell apart."""
     max_margin: float | None = Field(default=None, gt=0)
     """Largest chosen score minus rejected score; null = no limit."""
+    contrast: Literal["score", "verdict"] = "score"
+    """What tells chosen from rejected. `score`: the highest scored answer against the lowest. `verdict`: the highest scored
+    one that a verifier judged correct against the lowest scored one that it judged wrong; without margins their scores
+    may then be in any order."""
+    unparsable_is_wrong: bool = False
+    """With `contrast: verdict`, whether an answer in which the verifier found nothing to check may be the rejected one."""
+    max_length_ratio: float | None = Field(default=None, ge=1)
+    """Guard against learning length: the longer text of a pair may have at most so many times the characters of the
+    shorter one; null = no limit."""
 
     @model_validator(mode="after")
     def _window(self) -> Self:
         if self.max_margin is not None and self.max_margin < self.min_margin:
             raise ValueError(f"max_margin {self.max_margin} is below min_margin {self.min_margin}; no pair could pass")
+        if self.unparsable_is_wrong and self.contrast != "verdict":
+            raise ValueError("unparsable_is_wrong has no effect with contrast: score; leave it out")
         return self
 
     def sources_and_own_pair(self, group: PromptGroup) -> tuple[tuple[ScoredResponse, ...], Pair] | Drop:
@@ -128,17 +153,56 @@ class Paired(Ranked):
         """Return the best and the worst answer, or the drop where they are no pair."""
         if len(responses) == 1:
             return Drop(Reason.single_response, f"score {responses[0].score:g}")
-        return self.checked(self.best(responses), self.worst(responses))
+        if self.contrast == "score":
+            return self.checked(self.best(responses), self.worst(responses))
+        correct = self.correct(responses)
+        if isinstance(correct, Drop):
+            return correct
+        false = (Verdict.wrong, Verdict.unparsable) if self.unparsable_is_wrong else (Verdict.wrong,)
+        wrong = [r for r in responses if r.verdict in false]
+        if not wrong:
+            return Drop(Reason.no_wrong, f"verdicts of {len(responses)} answers: {_verdicts(responses)}")
+        return self.checked(self.best(correct), self.worst(wrong))
 
     def checked(self, chosen: ScoredResponse, rejected: ScoredResponse) -> Pair | Drop:
-        """Return the pair, or the drop where its scores or texts do not make one."""
+        """Return the pair, or the drop where its scores, texts or lengths do not make one."""
         margin = chosen.score - rejected.score
-        if margin <= 0:
+        if margin <= 0 and self.contrast == "score":
             return Drop(Reason.tie, f"all scores are {chosen.score:g}")
-        if margin < self.min_margin:
+        if margin < self.min_margin and (self.contrast == "score" or self.min_margin > 0):
             return Drop(Reason.below_margin, f"margin {margin:g} < {self.min_margin:g}")
         if self.max_margin is not None and margin > self.max_margin:
             return Drop(Reason.above_margin, f"margin {margin:g} > {self.max_margin:g}")
         if chosen.response.text == rejected.response.text:
             return Drop(Reason.identical_text, f"scores {chosen.score:g} and {rejected.score:g} for one text")
+        if self.max_length_ratio is not None:
+            short, long = sorted((len(chosen.response.text), len(rejected.response.text)))
+            if long > self.max_length_ratio * short:
+                return Drop(Reason.length_ratio, f"{long} characters against {short}")
         return chosen, rejected
+
+    def source_pairs(self, responses: Sequence[ScoredResponse]) -> dict[str, Pair] | Drop:
+        """Return the pair of each source that has one within itself, by name; else the drop of the best source.
+
+        Both answers of a pair are of one model, so that they differ in quality and not in the style of two models.
+        """
+        found = {model: self.extremes(answers) for model, answers in by_source(responses).items()}
+        pairs = {model: pair for model, pair in found.items() if not isinstance(pair, Drop)}
+        if pairs:
+            return pairs
+        drop = found[self.best(responses).response.model]
+        assert isinstance(drop, Drop)
+        return drop
+
+
+def by_source(responses: Iterable[ScoredResponse]) -> dict[str, tuple[ScoredResponse, ...]]:
+    """Return the answers of each model, models in the order of their names."""
+    found: dict[str, list[ScoredResponse]] = {}
+    for answer in responses:
+        found.setdefault(answer.response.model, []).append(answer)
+    return {model: tuple(found[model]) for model in sorted(found)}
+
+
+def _verdicts(responses: Sequence[ScoredResponse]) -> str:
+    counts = Counter(str(r.verdict or "none") for r in responses)
+    return ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))

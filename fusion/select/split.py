@@ -19,6 +19,7 @@ Side = Literal["sft", "preference"]
 class Split(Config):
     """Shares of the prompts. Example: `Split(sft=1, preference=2, seed=42)` gives SFT a third (WRPO)."""
 
+    type: Literal["ratio"] = "ratio"
     sft: int = Field(ge=0)
     """Share for SFT, relative to `preference`."""
     preference: int = Field(ge=0)
@@ -44,8 +45,10 @@ class Split(Config):
             raise ValueError(f"prompt id {twice!r} occurs twice; a split needs unique ids")
         total = self.sft + self.preference
         num_sft = (2 * len(ids) * self.sft + total) // (2 * total)
-        chosen = set(sorted(ids, key=self._rank)[:num_sft])
+        chosen = set(sorted(ids, key=lambda each: rank(self.seed, each))[:num_sft])
         return {i: "sft" if i in chosen else "preference" for i in ids}
 
-    def _rank(self, prompt_id: str) -> bytes:
-        return hashlib.sha256(f"{self.seed}\0{prompt_id}".encode("utf-8", "surrogatepass")).digest()
+
+def rank(seed: int, prompt_id: str) -> bytes:
+    """Return the place of a prompt in the draw of a seed; the smallest come first."""
+    return hashlib.sha256(f"{seed}\0{prompt_id}".encode("utf-8", "surrogatepass")).digest()

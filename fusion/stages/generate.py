@@ -26,12 +26,13 @@ from fusion.select.split import Split
 from fusion.stage import Chunk, StageContext, StageResult
 from fusion.stages.chunks import map_chunks, wants_gpu
 from fusion.stages.engine import EngineSettings
+from fusion.stages.groups import sides_of
 from fusion.stages.journal import remove_journal
 from fusion.stages.sampler import ENGINE_FACTS, Sampler, SamplerSettings, Work
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 class GenerateConfig(Config):
@@ -48,13 +49,17 @@ class GenerateConfig(Config):
     max_model_len: int | None = Field(default=None, ge=2)
     """Prompt and response tokens together; null takes it from the model."""
     split: Split | None = None
-    """With `side`: only the prompts on that side of this split are answered."""
+    """With `side`: only the prompts on that side of this split are answered; None where the input `split` says it."""
     side: Literal["sft", "preference"] | None = None
+    domains: tuple[str, ...] | None = None
+    """Domains whose prompts are answered; None = all but those in `without`."""
+    without: tuple[str, ...] = ()
+    """Domains whose prompts are not answered."""
 
     @model_validator(mode="after")
-    def _both_or_none(self) -> Self:
-        if (self.split is None) != (self.side is None):
-            raise ValueError("give split and side together, or neither")
+    def _fits(self) -> Self:
+        if self.split is not None and self.side is None:
+            raise ValueError("split needs side: which prompts of it are answered")
         if len({d.name for d in self.decodings}) < len(self.decodings):
             raise ValueError("two decodings have the same name; responses are told apart by it")
         return self
@@ -65,7 +70,7 @@ class GenerateConfig(Config):
 
 
 def run(ctx: StageContext, *, sampler: type[Sampler] = Sampler) -> StageResult:
-    """Inputs: `prompts` (Prompt rows) and `model`. Output: Response rows, one for each prompt and sample.
+    """Inputs: `prompts` (Prompt rows), `model`, and `split` (Assignment rows) where sides are not by ratio. Output: Response rows, one for each prompt and sample.
 
     Raises:
         InputError: no prompts.
@@ -108,11 +113,15 @@ def _asked(ctx: StageContext) -> list[Prompt]:
     """The prompts to answer, without gold answers and tests: a model under test must not be sent them."""
     config: GenerateConfig = ctx.config
     prompts = [Prompt(p.prompt_id, p.domain, p.messages) for p in ctx.rows("prompts", Prompt)]
-    if config.split is not None:
-        sides = config.split.assign([p.prompt_id for p in prompts])
-        prompts = [p for p in prompts if sides[p.prompt_id] == config.side]
+    if config.side is not None:
+        sides = sides_of(ctx, config.split, prompts)
+        prompts = [p for p in prompts if sides.get(p.prompt_id) == config.side]
+    prompts = [p for p in prompts if p.domain not in config.without]
+    if config.domains is not None:
+        prompts = [p for p in prompts if p.domain in config.domains]
     if not prompts:
-        raise InputError(f"{ctx.stage.label}: there is no prompt to answer in {ctx.artifact('prompts').path}")
+        of = f" of {', '.join(config.domains)}" if config.domains else ""
+        raise InputError(f"{ctx.stage.label}: there is no prompt{of} to answer in {ctx.artifact('prompts').path}")
     return prompts
 
 

@@ -4,13 +4,23 @@ Numbers for the report and for the question which source is worth its GPU hours;
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fusion.rows import Finish, responses_of, roles
+from fusion.rows import (
+    Finish,
+    ScoredResponse,
+    WeightedGroups,
+    WeightedPairs,
+    WeightedResponses,
+    responses_of,
+    roles,
+)
 from fusion.select import Drop, PromptGroup
+from fusion.select.guard import winner as won_by
+from fusion.select.weighted import entropy
 from fusion.stages.statistics import histogram, summary
 
 
@@ -20,10 +30,14 @@ class Tally:
     def __init__(self, row_type: type, *, sources: Sequence[str]) -> None:
         self._roles = roles(row_type)
         self._sources = tuple(sources)
-        self._drops: Counter[str] = Counter()
+        self._drops: dict[str, Counter[str]] = {}
         self._prompts: Counter[str] = Counter()
         self._rows: Counter[str] = Counter()
+        self._datasets: Counter[str] = Counter()
         self._wins: dict[str, Counter[str]] = {}
+        self._taken: Counter[str] = Counter()
+        self._entropies: list[float] = []
+        self._members: list[int] = []
         self._answers: Counter[str] = Counter()
         self._unfinished: Counter[str] = Counter()
         self._margins: list[float] = []
@@ -38,19 +52,20 @@ class Tally:
             self._answers[scored.response.model] += 1
             self._unfinished[scored.response.model] += scored.response.finish_reason is Finish.length
         if isinstance(outcome, Drop):
-            self._drops[str(outcome.reason)] += 1
+            self._drops.setdefault(domain, Counter())[str(outcome.reason)] += 1
             return
         self._rows[domain] += 1
+        if group.prompt.dataset is not None:
+            self._datasets[group.prompt.dataset] += 1
+        if isinstance(outcome, WeightedResponses | WeightedPairs | WeightedGroups):
+            self._entropies.append(entropy(outcome.weights))
+            self._members.append(len(outcome.weights))
         taken = {role: responses_of(outcome, role) for role in self._roles}
-        winner = taken[self._roles[0]][0].response.model  # rules put the best of a group role first
+        winner = won_by(outcome)
         if winner in self._sources:
             self._wins.setdefault(domain, Counter())[winner] += 1
-        if "rejected" in taken:
-            (chosen,) = taken["target_chosen"] if "target_chosen" in taken else taken["chosen"]
-            (rejected,) = taken["rejected"]
-            self._margins.append(chosen.score - rejected.score)
-        elif len(whole := taken[self._roles[0]]) > 1:
-            self._margins.append(whole[0].score - whole[-1].score)
+        self._taken.update({scored.response.model for responses in taken.values() for scored in responses})
+        self._margins += _margins(taken, self._roles[0])
         for role, responses in taken.items():
             self._tokens[role] += [len(scored.response.token_ids) for scored in responses]
             self._characters[role] += [len(scored.response.text) for scored in responses]
@@ -59,10 +74,12 @@ class Tally:
         """Return the counts as plain JSON values.
 
         Keys: `wins` (source -> `count` of rows won and their `share` of all rows), `wins_by_domain`
-        (domain -> source -> count), `drops` (reason -> count), `domains` (domain -> prompts and rows), `answers`
-        (model -> count, unfinished), `margins` (n, mean, std, min, max and histogram of chosen minus rejected score, for
-        groups best minus worst; None for SFT rows) and `lengths` (role -> mean tokens and mean characters of its
-        responses). A row is won by the source of its first response: of several, the best.
+        (domain -> source -> count), `drops` (reason -> count), `drops_by_domain` (domain -> reason -> count), `domains`
+        (domain -> prompts and rows), `datasets` (data set -> rows), `taken` (model -> rows that hold an answer of it),
+        `answers` (model -> count, unfinished), `margins` (n, mean, std, min, max and histogram of chosen minus rejected
+        score, for groups best minus worst; None for SFT rows), `weights` (of rows with weights: their mean entropy in nats,
+        that of equal weights, and the mean number of members; else None) and `lengths` (role -> mean tokens and mean
+        characters of its responses). A row is won by the source of its first response: of several, the best.
         """
         total = sum(self._rows.values())
         won = {source: sum(wins[source] for wins in self._wins.values()) for source in self._sources}
@@ -70,10 +87,20 @@ class Tally:
         return {
             "wins": {source: {"count": n, "share": n / total if total else 0.0} for source, n in won.items()},
             "wins_by_domain": {d: {s: w[s] for s in self._sources} for d, w in sorted(self._wins.items())},
-            "drops": dict(sorted(self._drops.items())),
+            "drops": dict(sorted(sum(self._drops.values(), Counter()).items())),
+            "drops_by_domain": {d: dict(sorted(n.items())) for d, n in sorted(self._drops.items())},
             "domains": {d: {"prompts": n, "rows": self._rows[d]} for d, n in sorted(self._prompts.items())},
+            "datasets": dict(sorted(self._datasets.items())),
+            "taken": dict(sorted(self._taken.items())),
             "answers": {m: {"count": n, "unfinished": self._unfinished[m]} for m, n in sorted(self._answers.items())},
             "margins": {**summary(margins), "histogram": histogram(margins)} if len(margins) else None,
+            "weights": {
+                "mean_entropy": float(np.mean(self._entropies)),
+                "mean_entropy_if_equal": float(np.mean(np.log(self._members))),
+                "mean_members": float(np.mean(self._members)),
+            }
+            if self._members
+            else None,
             "lengths": {
                 role: {
                     "mean_tokens": float(np.mean(self._tokens[role])),
@@ -83,3 +110,12 @@ class Tally:
                 if self._tokens[role]
             },
         }
+
+
+def _margins(taken: Mapping[str, Sequence[ScoredResponse]], first: str) -> list[float]:
+    """Return chosen minus rejected score of each pair of a row; of a row without pairs best minus worst, if it has both."""
+    if "rejected" in taken:
+        chosen = taken["target_chosen"] if "target_chosen" in taken else taken["chosen"]
+        return [a.score - b.score for a, b in zip(chosen, taken["rejected"], strict=True)]
+    whole = [scored.score for scored in taken[first]]
+    return [max(whole) - min(whole)] if len(whole) > 1 else []

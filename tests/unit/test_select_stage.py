@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,32 @@ from fusion.artifact import Artifact
 from fusion.config import Config
 from fusion.errors import ArtifactError, InputError
 from fusion.rows import (
+    Assignment,
     Finish,
+    PreferencePair,
     PreferenceQuadruple,
     PreferenceSet,
     Prompt,
     ResponseGroup,
     ScoredResponse,
     SftExample,
+    WeightedResponses,
 )
-from fusion.select import Best, Group, Quadruple, Rule, SourceSet, Split
+from fusion.select import (
+    Best,
+    Group,
+    Guard,
+    PairSplit,
+    PromptGroup,
+    Quadruple,
+    Rule,
+    SameSourcePair,
+    SourceSet,
+    Split,
+    WeightedAnswers,
+)
 from fusion.stage import Stage, StageContext, StageResult, run_stage
-from fusion.stages import select
+from fusion.stages import select, split
 from fusion.stages.statistics import histogram
 from scored import answers, prompt, scored
 
@@ -54,12 +70,20 @@ def given_stage(name: str, rows: list, row_type: type) -> Stage:
     return Stage("given", name, 1, Given(name=name), {}, _give, row_type)
 
 
-def run_select(root: Path, rule: Rule, prompts: list, sources: dict[str, list], own: list | None = None) -> Artifact:
+def run_select(
+    root: Path,
+    rule: Rule,
+    prompts: list,
+    sources: dict[str, list],
+    own: list | None = None,
+    *,
+    guard: Guard | None = None,
+) -> Artifact:
     inputs = {"prompts": given_stage("prompts", prompts, Prompt)}
     inputs |= {f"source_{n}": given_stage(n, rows, ScoredResponse) for n, rows in sources.items()}
     if own is not None:
         inputs["own"] = given_stage("own", own, ScoredResponse)
-    config = select.SelectConfig(rule=rule, split=SPLIT)
+    config = select.SelectConfig(rule=rule, split=SPLIT, guard=guard)
     stage = Stage("select", rule.type, select.VERSION, config, inputs, select.run, rule.row_type)
     done = {n: _run(s, root, {}) for n, s in inputs.items()}
     return _run(stage, root, done)
@@ -201,3 +225,79 @@ def test_histograms_hold_every_value_once(values):
 def test_histogram_edges_are_round():
     found = histogram(np.array([0.0, 0.24, 0.25, 1.0]))
     assert found["edges"][:3] == [0.0, 0.05, 0.1] and found["counts"][4:6] == [1, 1]
+
+
+# ---- the split by pairs, as a stage ---------------------------------------------------------------
+
+
+def run_split(root: Path, prompts: list, sources: dict[str, list]) -> tuple[Stage, Artifact, dict, dict]:
+    rule = {"type": "same_source_pair", "side": "all", "min_margin": 0.2}
+    shares = {"math": {"sft": 1, "preference": 1}, "words": "pairs_first"}
+    config = split.SplitConfig(split=PairSplit(type="pairs", pair=rule, domains=shares, seed=5))  # type: ignore[arg-type]
+    inputs = {"prompts": given_stage("prompts", prompts, Prompt)}
+    inputs |= {f"source_{n}": given_stage(n, rows, ScoredResponse) for n, rows in sources.items()}
+    done = {n: _run(s, root, {}) for n, s in inputs.items()}
+    stage = Stage("split", "pairs", split.VERSION, config, inputs, split.run, Assignment)
+    return stage, _run(stage, root, done), inputs, done
+
+
+def test_sides_by_pairs_are_rows_and_selections_keep_to_them(tmp_path):
+    prompts, sources, _, _ = world(60)
+    stage, artifact, inputs, done = run_split(tmp_path, prompts, sources)
+    sides = {row.prompt_id: row.side for row in artifact.rows(Assignment)}
+    assert artifact.manifest.rows_in == 60 == len(sides) + artifact.manifest.num_quarantined
+    pairs = {
+        p.prompt_id: isinstance(SameSourcePair(min_margin=0.2)(_group(p, sources)), PreferencePair) for p in prompts
+    }
+    for p in prompts:
+        if p.domain == "words":
+            assert sides[p.prompt_id] == ("preference" if pairs[p.prompt_id] else "sft")
+        else:
+            assert (p.prompt_id in sides) == pairs[p.prompt_id]
+    math = [side for name, side in sides.items() if int(name[1:]) % 2]
+    assert math.count("sft") == len(math) // 2 > 3
+    assert artifact.manifest.notes["domains"]["math"]["no_side"] == 30 - len(math) > 0
+
+    everything = {**inputs, "split": stage}
+    taken = {}
+    for rule in (Best(), SameSourcePair(min_margin=0.2)):
+        config = select.SelectConfig(rule=rule, split=None)
+        made = Stage("select", rule.type, select.VERSION, config, everything, select.run, rule.row_type)
+        rows = _run(made, tmp_path, {**done, "split": artifact})
+        taken[rule.type] = {row.row_id for row in rows.rows(rule.row_type)}
+    assert taken["same_source_pair"] == {name for name, side in sides.items() if side == "preference"}
+    assert taken["best"] == {n for n, side in sides.items() if side == "sft"} - {"p4"}  # p4 has only cut answers
+
+
+def _group(asked: Prompt, sources: dict[str, list]) -> PromptGroup:
+    mine = tuple(r for rows in sources.values() for r in rows if r.response.prompt_id == asked.prompt_id)
+    return PromptGroup(asked, mine)
+
+
+def test_a_guard_leaves_rows_out_with_their_reason_and_counts_them_by_domain(tmp_path):
+    prompts, sources, _, _ = world(40)
+    sources["a"] = [dataclasses.replace(row, score=row.score + 0.6) for row in sources["a"]]  # a wins nearly all
+    done = run_select(tmp_path, Best(side="all"), prompts, sources, guard=Guard(max_share=0.7))
+    notes = done.manifest.notes
+    assert notes["drops"]["source_share"] > 0 and notes["wins"]["a"]["share"] <= 0.7
+    assert notes["drops"] == done.manifest.quarantined
+    added = Counter()
+    for drops in notes["drops_by_domain"].values():
+        added.update(drops)
+    assert added == notes["drops"] and notes["taken"] == {s: w["count"] for s, w in notes["wins"].items() if w["count"]}
+    with pytest.raises(InputError, match=r"the guard leaves none of \d+ rows \(a won .*\); loosen it"):
+        run_select(tmp_path, Best(side="all"), prompts, {"a": sources["a"]}, guard=Guard(max_share=0.7))
+
+
+def test_weights_are_logged_as_entropy(tmp_path):
+    prompts, sources, _, _ = world()
+    done = run_select(tmp_path, WeightedAnswers(temperature=None, side="all"), prompts, sources)
+    weights = done.manifest.notes["weights"]
+    rows = list(done.rows(WeightedResponses))
+    assert (
+        weights["mean_members"] == pytest.approx(np.mean([len(r.weights) for r in rows]))
+        and 1 < weights["mean_members"] < 2
+    )
+    assert weights["mean_entropy"] == pytest.approx(weights["mean_entropy_if_equal"])
+    cold = run_select(tmp_path, WeightedAnswers(temperature=1e-9, side="all"), prompts, sources)
+    assert cold.manifest.notes["weights"]["mean_entropy"] < 0.1 * weights["mean_entropy"]
