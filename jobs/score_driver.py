@@ -23,7 +23,8 @@ from fusion.errors import InputError, ModelError, StageError
 from fusion.explain import state_of
 from fusion.models import ModelRef, PinnedModel, check_folder
 from fusion.placement import Demand
-from fusion.rewards import ClassifierSettings, Truncation
+from fusion.rewards import ModelSettings, RewardModelSettings, Truncation
+from fusion.rewards.family import settings_for
 from fusion.rewards.items import Normalize
 from fusion.runner import Done
 from fusion.stage import Stage, run_stage
@@ -77,8 +78,8 @@ def score_file(request: Request, *, command: str) -> Path:
         StageError: the work failed, or not one response could be scored.
     """
     _check_choices(request)
-    settings = _validated(
-        ClassifierSettings,
+    given = _validated(
+        RewardModelSettings,
         max_length=request.max_length,
         truncation="quarantine" if request.truncation == "error" else request.truncation,
         dtype=request.dtype,
@@ -92,7 +93,8 @@ def score_file(request: Request, *, command: str) -> Path:
         output.check(source)
         try_writing(output.quarantine)  # the longest of the three names
     name = request.name or request.model.resolve().name
-    card = reward_card(name, RewardModel(folder=request.model, settings=settings))
+    card = reward_card(name, RewardModel(folder=request.model, settings=given))
+    settings = settings_for(request.model, given)
     console = Console(soft_wrap=True)
     stage = _stage(request, source, settings, name=name)
     with _writable("--work", request.work):
@@ -129,7 +131,7 @@ def score_file(request: Request, *, command: str) -> Path:
     return output.summary
 
 
-def _stage(request: Request, source: RowFile, settings: ClassifierSettings, *, name: str) -> Stage:
+def _stage(request: Request, source: RowFile, settings: ModelSettings, *, name: str) -> Stage:
     config = stages.ScoreFileConfig(
         content=file_sha256(source.path), format=source.format, scorer=settings, allow_empty=request.allow_empty
     )

@@ -10,7 +10,8 @@ from fusion.chat import Chat, ChatConfig
 from fusion.config import fingerprint
 from fusion.errors import ModelError
 from fusion.models import check_folder, folder_digest
-from fusion.rewards.sequence_classifier import ScoreRule
+from fusion.rewards.armorm import ArmoSettings, objective_names
+from fusion.rewards.family import settings_for
 from serving.config import ChatModel, RewardModel
 from serving.schemas import ModelCard
 
@@ -50,15 +51,11 @@ def reward_card(name: str, model: RewardModel) -> ModelCard:
     Raises:
         ModelError: the folder cannot be served; the text names the file.
     """
-    config = _config(model.folder)
-    architectures = config.get("architectures") or ["unknown"]
-    if not str(architectures[0]).endswith("ForSequenceClassification"):
-        raise ModelError(
-            f"{model.folder / 'config.json'}: {architectures[0]} is not a reward model; "
-            "one whose architecture ends with ForSequenceClassification is needed"
-        )
-    outputs = _outputs(config, model.folder / "config.json")
-    ScoreRule.of(outputs, model.settings.objectives, name=str(model.folder / "config.json"))  # raises, before any load
+    config, file = _config(model.folder), model.folder / "config.json"
+    settings = settings_for(model.folder, model.settings)
+    armorm = isinstance(settings, ArmoSettings)
+    outputs = list(objective_names(config, file)) if armorm else _outputs(config, file)
+    settings.rule(outputs, name=str(file))  # raises, before any load
     limit = model.settings.max_length or _max_length(config)
     if limit is None:
         raise ModelError(f"{model.folder / 'config.json'} does not say how long the context is; set max_length")

@@ -16,7 +16,7 @@ from fusion.config import Placement
 from fusion.errors import ClusterError, InputError
 from fusion.models import check_folder
 from fusion.placement import Accelerator
-from fusion.rewards import Canary, ClassifierSettings
+from fusion.rewards import Canary, RewardModelSettings
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 
@@ -186,11 +186,11 @@ class ChatModel(Placement):
 
 
 class RewardModel(Placement):
-    """One sequence-classification reward model."""
+    """One reward model: a sequence classifier or an ArmoRM, as its config.json says."""
 
     folder: Path
-    """Hugging Face folder of a model with one output: config.json, safetensors, tokenizer with chat template."""
-    settings: ClassifierSettings = ClassifierSettings()
+    """Hugging Face folder: config.json, safetensors, tokenizer with chat template."""
+    settings: RewardModelSettings = RewardModelSettings()
     """How it reads and scores; a request says itself what happens to long conversations."""
     canary: Canary | None = None
     """A known pair that it must score in the right order before it serves, and from time to time. None asks only for

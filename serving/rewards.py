@@ -1,4 +1,4 @@
-"""The reward deployment: one sequence classifier per replica, fed with the requests of many clients at once.
+"""The reward deployment: one reward model per replica, fed with the requests of many clients at once.
 
 Scoring itself is `fusion.rewards`, the same code that the pipeline runs. Gathering requests into one call is
 free of effects on the numbers, because a score there does not depend on its neighbours.
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, get_args
 from ray import serve
 from ray.serve.deployment import Application
 
-from fusion.rewards import ClassifierSettings, RewardScore, Truncation
+from fusion.rewards import RewardModelSettings, RewardScore, Truncation
+from fusion.rewards.family import settings_for
 from fusion.rows import Message
 from serving.backends import Scored
 from serving.config import RewardModel, RewardPlacement
@@ -41,12 +42,12 @@ class RewardServer:
     """A loaded reward model."""
 
     def __init__(
-        self, name: str, folder: Path, settings: ClassifierSettings, placement: RewardPlacement, *, device: str
+        self, name: str, folder: Path, settings: RewardModelSettings, placement: RewardPlacement, *, device: str
     ) -> None:
         """Load the model. Raises ModelError for weights that are missing, left over or of other shapes."""
         self._name = name
         self._folder = folder
-        self._reward = settings.load(folder, device=device)
+        self._reward = settings_for(folder, settings).load(folder, device=device)
         gathered: Any = self._gathered  # serve.batch puts its setters on the function
         gathered.set_max_batch_size(placement.batch_requests(on_gpu=device == "cuda"))
         gathered.set_batch_wait_timeout_s(placement.batch_wait_s)

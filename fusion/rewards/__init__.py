@@ -9,20 +9,37 @@ from typing import Annotated
 
 from pydantic import Field
 
+from fusion.rewards.armorm import ArmoRM, ArmoSettings
 from fusion.rewards.canary import Canary
 from fusion.rewards.common import ErrorCode, RewardScore
 from fusion.rewards.python import PythonReward, PythonScorer
-from fusion.rewards.sequence_classifier import ClassifierSettings, RewardFn, SequenceClassifier, Truncation
+from fusion.rewards.sequence_classifier import (
+    ClassifierSettings,
+    RewardFn,
+    RewardModelSettings,
+    SequenceClassifier,
+    Truncation,
+)
 
-Scorer = Annotated[SequenceClassifier | PythonScorer, Field(discriminator="type")]
+ModelScorer = SequenceClassifier | ArmoRM
+"""Scorers that are reward models, in a recipe."""
+ModelSettings = ClassifierSettings | ArmoSettings
+"""The same without the model itself: their `settings`."""
+
+Scorer = Annotated[ModelScorer | PythonScorer, Field(discriminator="type")]
 
 __all__ = [
+    "ArmoRM",
+    "ArmoSettings",
     "Canary",
     "ClassifierSettings",
     "ErrorCode",
+    "ModelScorer",
+    "ModelSettings",
     "PythonReward",
     "PythonScorer",
     "RewardFn",
+    "RewardModelSettings",
     "RewardScore",
     "Scorer",
     "SequenceClassifier",

@@ -1,16 +1,17 @@
-"""The tensors of a sequence classifier: scores that do not depend on neighbours.
+"""The tensors of a reward model: scores that do not depend on neighbours.
 
-Imported by `SequenceClassifier.load` only. Two kinds of passes: `shared` (a prompt once for all its responses) and
+Imported by `load` only, of sequence classifiers and of families with another output layer (`Head`). Two kinds of passes: `shared` (a prompt once for all its responses) and
 `padded` (`buckets.py`: shapes that the length of a conversation alone decides). Which one a model gets is tried out when
 it is loaded: shared passes must give the scores of the model's own forward, and on CPU the same bits whatever else is in
-the pass. The output layer is in float32 on the one position that the model's own forward would take.
-Legend: R rows of a pass, L padded length, S conversations, H hidden size, O outputs.
+the pass. The output layer is in float32 on the positions that the model's own forward would take.
+Legend: R rows of a pass, L padded length, N tokens of a pass, S conversations, P positions that are read of each, H hidden
+size, O outputs.
 """
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from fusion.packed.last_mlp import LastMlp
 from fusion.rewards.buckets import Batch, plan_batches
 from fusion.rewards.common import Tokens
 from fusion.rewards.loading import load_model
+from fusion.rewards.sequence_classifier import outside
 from fusion.rewards.shared import SharedPass, plan_passes
 from fusion.sampling import Precision
 
@@ -30,27 +32,95 @@ log = logging.getLogger(__name__)
 Passes = Literal["shared", "padded"]
 
 
+class Head(Protocol):
+    """The output layer of a reward model: what it reads of the hidden states, and what it makes of them.
+
+    Attributes:
+        outputs: names of its outputs.
+        opening: ids that every prompt must end with for `places` to find what it reads; empty where any ids will do.
+    """
+
+    outputs: tuple[str, ...]
+    opening: tuple[int, ...]
+
+    def places(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the positions (P,) that are read of a conversation; it is one without `fault`."""
+        ...
+
+    def fault(self, ids: Sequence[int]) -> str | None:
+        """Return why these ids cannot be read, None where they can."""
+        ...
+
+    def __call__(self, hidden_NH: Tensor, places_SP: Tensor) -> Tensor:
+        """Return the raw outputs (S, O) in float32; no bit of a row depends on the other rows."""
+        ...
+
+    def plain(self, ids_1T: Tensor) -> Tensor:
+        """Return the outputs (O,) of the model's own forward for one conversation alone, without padding."""
+        ...
+
+
+class LinearHead:
+    """One linear layer on the last token: what all `...ForSequenceClassification` have in common."""
+
+    opening: tuple[int, ...] = ()
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._weight_OH = model.score.weight.detach().float()
+        self._pad_token_id: int | None = model.config.get_text_config().pad_token_id
+        self.outputs = tuple(str(model.config.id2label[i]) for i in range(len(self._weight_OH)))
+
+    def places(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return (last_token(ids, self._pad_token_id),)
+
+    def fault(self, ids: Sequence[int]) -> str | None:
+        return None
+
+    def __call__(self, hidden_NH: Tensor, places_SP: Tensor) -> Tensor:
+        return row_by_row(hidden_NH[places_SP[:, 0]], self._weight_OH)
+
+    def plain(self, ids_1T: Tensor) -> Tensor:
+        return self._model(input_ids=ids_1T, use_cache=False).logits[0]
+
+
+def row_by_row(rows_SH: Tensor, weight_OH: Tensor) -> Tensor:
+    """Return rows times weight^T, (S, O) in float32, without a matrix product: no sum then depends on where its row stands."""
+    return (rows_SH.float()[:, None] * weight_OH).sum(-1)
+
+
+def last_token(ids: Sequence[int], pad_token_id: int | None) -> int:
+    """Return the position that transformers' forward reads for this conversation alone, without padding.
+
+    It is the last one that is not the pad token, or the last one where the model names no pad token. That is
+    also what such models were trained with, so where pad and end of turn are one token it is kept.
+    """
+    if pad_token_id is None:
+        return len(ids) - 1
+    return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] != pad_token_id), 0)
+
+
 class Classifier:
     """A loaded reward model on one device.
 
     Attributes:
         pad_token_id: that of the model's config; decides which position is read.
-        outputs: names of its outputs, from the config's `id2label`.
+        outputs: names of its outputs.
         vocab_size: how many ids its embedding has.
         passes: the kind of passes that it is run with.
         tolerance: by how much the scores of the probe moved with their neighbours; 0 = not by a bit.
     """
 
-    def __init__(self, model: Any, *, folder: Path, tokens_per_forward: int) -> None:
+    def __init__(self, model: Any, head: Head, *, folder: Path, tokens_per_forward: int) -> None:
         self._model = model
         self._trunk = model.base_model
-        self._head_OH = model.score.weight.detach().float()
+        self.head = head
         self._device = model.device
         self._folder = folder
         self._tokens_per_forward = tokens_per_forward
         config = model.config.get_text_config()
         self.pad_token_id: int | None = config.pad_token_id
-        self.outputs = tuple(str(model.config.id2label[i]) for i in range(len(self._head_OH)))
+        self.outputs = head.outputs
         self.vocab_size: int = config.vocab_size
         self._max_positions: int = config.max_position_embeddings
         self._own_attention = attention.own_attention(config.to_dict())
@@ -63,8 +133,13 @@ class Classifier:
     def load(cls, folder: Path, *, dtype: Precision, device: str, tokens_per_forward: int) -> "Classifier":
         """Load a Hugging Face folder. Raises ModelError for anything that would give made-up scores."""
         check_folder(folder)
-        model = load_model(folder, dtype=dtype)
-        found = cls(model.eval().to(device), folder=folder, tokens_per_forward=tokens_per_forward)
+        model = load_model(folder, dtype=dtype).eval().to(device)
+        return cls.ready(model, LinearHead(model), folder=folder, tokens_per_forward=tokens_per_forward)
+
+    @classmethod
+    def ready(cls, model: Any, head: Head, *, folder: Path, tokens_per_forward: int) -> "Classifier":
+        """Return a loaded model with the passes that it was found to bear."""
+        found = cls(model, head, folder=folder, tokens_per_forward=tokens_per_forward)
         choose_passes(found, name=str(folder))
         return found
 
@@ -87,16 +162,16 @@ class Classifier:
 
     @torch.inference_mode()
     def score_ids(self, conversations: Sequence[Tokens]) -> list[tuple[float, ...]]:
-        """Return the raw outputs (O,) of each conversation, in order; all ids are below `vocab_size`."""
+        """Return the raw outputs (O,) of each conversation, in order; none of them has a `fault`."""
         found: list[tuple[float, ...]] = [()] * len(conversations)
-        pooled = [self._pooled_position(tokens.ids) for tokens in conversations]
+        read = [self.head.places(tokens.ids) for tokens in conversations]
         if self.passes == "shared":
-            for each in plan_passes(conversations, pooled, tokens_per_forward=self._tokens_per_forward):
+            for each in plan_passes(conversations, read, tokens_per_forward=self._tokens_per_forward):
                 for item, outputs in zip(each.items, self._forward_shared(each).tolist(), strict=True):
                     found[item] = tuple(outputs)
             return found
         for batch in plan_batches([len(c) for c in conversations], tokens_per_forward=self._tokens_per_forward):
-            for item, outputs in zip(batch.items, self._forward_padded(conversations, pooled, batch), strict=True):
+            for item, outputs in zip(batch.items, self._forward_padded(conversations, read, batch), strict=True):
                 found[item] = outputs
         return found
 
@@ -111,44 +186,31 @@ class Classifier:
             use_cache=False,
             trees=each.trees,
         ).last_hidden_state
-        return self._head(hidden_1TH[0, each.read_S.to(self._device)])
+        return self.head(hidden_1TH[0], each.read_SP.to(self._device))
 
     def _forward_padded(
-        self, conversations: Sequence[Tokens], pooled: Sequence[int], batch: Batch
+        self, conversations: Sequence[Tokens], read: Sequence[tuple[int, ...]], batch: Batch
     ) -> list[tuple[float, ...]]:
         ids_RL = torch.zeros(batch.num_rows, batch.length, dtype=torch.long)
         mask_RL = torch.zeros_like(ids_RL)
         mask_RL[:, 0] = 1  # a dummy row without any position to look at would give NaN
-        last_R = torch.zeros(batch.num_rows, dtype=torch.long)
         for row, item in enumerate(batch.items):
             ids = conversations[item].ids
             ids_RL[row, : len(ids)] = torch.tensor(ids)
             mask_RL[row, : len(ids)] = 1
-            last_R[row] = pooled[item]
         out = self._trunk(input_ids=ids_RL.to(self._device), attention_mask=mask_RL.to(self._device), use_cache=False)
-        rows_R = torch.arange(batch.num_rows, device=self._device)
-        outputs_RO = self._head(out.last_hidden_state[rows_R, last_R.to(self._device)])
-        return [tuple(outputs) for outputs in outputs_RO[: len(batch.items)].tolist()]
+        places_SP = torch.tensor([[row * batch.length + p for p in read[item]] for row, item in enumerate(batch.items)])
+        outputs_SO = self.head(out.last_hidden_state.flatten(0, 1), places_SP.to(self._device))
+        return [tuple(outputs) for outputs in outputs_SO.tolist()]
 
-    def _head(self, pooled_SH: Tensor) -> Tensor:
-        # Row by row instead of a matrix product: the sum of a row then never depends on where it stands.
-        return (pooled_SH.float()[:, None] * self._head_OH).sum(-1)
-
-    def _pooled_position(self, ids: Sequence[int]) -> int:
-        """The position that transformers' forward reads for this conversation alone, without padding.
-
-        It is the last one that is not the pad token, or the last one where the model names no pad token. That is
-        also what such models were trained with, so where pad and end of turn are one token it is kept.
-        """
-        if self.pad_token_id is None:
-            return len(ids) - 1
-        return next((i for i in range(len(ids) - 1, -1, -1) if ids[i] != self.pad_token_id), 0)
+    def fault(self, ids: Sequence[int]) -> str | None:
+        """Return why these ids cannot be scored, None where they can."""
+        return outside(ids, self.vocab_size) or self.head.fault(ids)
 
     @torch.inference_mode()
     def plain_outputs(self, ids: Sequence[int]) -> tuple[float, ...]:
         """Return what the model's own forward gives for one conversation alone, without padding."""
-        out = self._model(input_ids=torch.tensor([ids], device=self._device), use_cache=False)
-        return tuple(out.logits[0].float().tolist())
+        return tuple(self.head.plain(torch.tensor([ids], device=self._device)).float().tolist())
 
 
 # ---- which passes -----------------------------------------------------------------------------
@@ -182,9 +244,10 @@ def _probe_conversations(model: Classifier) -> list[Tokens]:
         return tuple(usable[(i * 7 + 3) % len(usable)] for i in range(start, start + length))
 
     lengths = ((5, (1, 4, 7, 2)), (37, (33, 9, 64, 3, 17)))
-    longest = max(1, model._max_positions // 2)
+    opening = model.head.opening
+    longest = max(1, model._max_positions // 2 - len(opening))
     return [
-        Tokens(ids(s, min(prompt, longest)), ids(s + 11 * place + 1, min(answer, longest)))
+        Tokens(ids(s, min(prompt, longest)) + opening, ids(s + 11 * place + 1, min(answer, longest)))
         for s, (prompt, answers) in enumerate(lengths)
         for place, answer in enumerate(answers)
     ]

@@ -1,4 +1,4 @@
-"""Loading a sequence classifier without surprises: whatever would give made-up scores is an error that names it."""
+"""Loading a reward model without surprises: whatever would give made-up scores is an error that names it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,22 +9,45 @@ from transformers.modeling_layers import GenericForSequenceClassification
 
 from fusion.errors import ModelError
 from fusion.packed.attention import own_attention
+from fusion.rewards.armorm import is_armorm
 from fusion.sampling import Precision
 
 
 def load_model(folder: Path, *, dtype: Precision) -> Any:
-    """Return the transformers model of a folder.
+    """Return the sequence classifier of a folder.
 
     Raises:
         ModelError: weights missing, left over or of other shapes, or another architecture.
     """
-    config_file = folder / "config.json"
+    config = load_config(folder)
+    if is_armorm(config.to_dict()):
+        raise ModelError(f"{folder / 'config.json'}: this is an ArmoRM, another family; write type: armorm")
+    model = load_weights(AutoModelForSequenceClassification, folder, config, dtype=dtype)
+    # Others pool elsewhere or have no layer named `score`; our own pooling would give made-up numbers.
+    if not isinstance(model, GenericForSequenceClassification):
+        raise ModelError(
+            f"{folder / 'config.json'}: {type(model).__name__} is not a decoder with a linear output 'score', the "
+            "only kind of sequence classifier supported; take another reward model or a python scorer"
+        )
+    return model
+
+
+def load_config(folder: Path) -> Any:
+    """Return the transformers config of a folder. Raises ModelError where it cannot be used."""
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{config_file} cannot be used: {_one_line(error)}") from error
+        raise ModelError(f"{folder / 'config.json'} cannot be used: {_one_line(error)}") from error
+
+
+def load_weights(model_class: Any, folder: Path, config: Any, *, dtype: Precision) -> Any:
+    """Return a model of this class, or of what an Auto class makes of the config, with the weights of a folder.
+
+    Raises:
+        ModelError: weights missing, left over or of other shapes, or pickled.
+    """
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = model_class.from_pretrained(
             str(folder),
             config=config,
             attn_implementation=own_attention(config.get_text_config().to_dict()),
@@ -36,14 +59,8 @@ def load_model(folder: Path, *, dtype: Precision) -> Any:
             ignore_mismatched_sizes=True,  # reported by us, with the names
         )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a sequence classifier: {_one_line(error)}") from error
+        raise ModelError(f"{folder} cannot be loaded as a reward model: {_one_line(error)}") from error
     _check_weights(folder, info)
-    # Others pool elsewhere or have no layer named `score`; our own pooling would give made-up numbers.
-    if not isinstance(model, GenericForSequenceClassification):
-        raise ModelError(
-            f"{folder / 'config.json'}: {type(model).__name__} is not a decoder with a linear output 'score', the "
-            "only kind of sequence classifier supported; take another reward model or a python scorer"
-        )
     return model
 
 

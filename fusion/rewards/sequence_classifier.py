@@ -25,10 +25,9 @@ Truncation = Literal["error", "left", "right"]
 """What happens to a conversation above the limit: refused, or its head (left) or tail (right) cut off."""
 
 
-class ClassifierSettings(Config):
-    """How a reward model is run; which one it is, is said elsewhere (`SequenceClassifier.model`, or a folder)."""
+class RewardModelSettings(Config):
+    """How a reward model is run, of whatever family; which one it is, is said elsewhere (`model`, or a folder)."""
 
-    type: Literal["sequence_classifier"] = "sequence_classifier"
     max_length: int | None = Field(default=None, ge=2)
     """Most tokens of a conversation; null takes the model's own limit."""
     truncation: Literal["quarantine", "left", "right"] = "quarantine"
@@ -39,16 +38,26 @@ class ClassifierSettings(Config):
     """Tokens, padding included, in one forward pass; decides the shapes, and with them the last bits of scores."""
     objectives: dict[str, float] | None = Field(default=None, min_length=1)
     """Of a model with several outputs, by the names in its `id2label`: the score is the sum of these outputs times these
-    weights. null for a model with one output."""
-    backend: Literal["transformers", "vllm"] = "transformers"
-    """What the pipeline runs it with. vllm is faster on GPUs, but scores are equal to about 1e-5 only."""
+    weights. null for a model with one output, or one that weighs its outputs itself (armorm)."""
     chat: ChatConfig = ChatConfig()
     """How conversations are rendered for this model."""
+
+
+class ClassifierSettings(RewardModelSettings):
+    """How a sequence classifier is run."""
+
+    type: Literal["sequence_classifier"] = "sequence_classifier"
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What the pipeline runs it with. vllm is faster on GPUs, but scores are equal to about 1e-5 only."""
 
     @property
     def label(self) -> str:
         """Name that scored responses carry."""
         return self.type
+
+    def rule(self, names: Sequence[str], *, name: str) -> "ScoreRule":
+        """Return how the outputs of these names become the score. Raises ModelError as `ScoreRule.of`."""
+        return ScoreRule.of(names, self.objectives, name=name)
 
     def load(self, folder: Path, *, device: str = "cpu") -> "RewardFn":
         """Load the model in a local Hugging Face folder with transformers, the backend whose bits can be relied on.
@@ -62,7 +71,7 @@ class ClassifierSettings(Config):
         from fusion.rewards.classifier import Classifier
 
         model = Classifier.load(folder, dtype=self.dtype, device=device, tokens_per_forward=self.tokens_per_forward)
-        rule = ScoreRule.of(model.outputs, self.objectives, name=str(folder / "config.json"))
+        rule = self.rule(model.outputs, name=str(folder / "config.json"))
         chat, limit = Chat.load(folder, self.chat), model.limit(self.max_length)
         check_tokenizer(chat, model.vocab_size, name=str(folder))
         return RewardFn(chat, model, rule, max_length=limit, tolerance=model.tolerance)
@@ -83,11 +92,12 @@ class SequenceClassifier(ClassifierSettings):
 class TokenScorer(Protocol):
     """A loaded model: token ids in, raw outputs out.
 
-    Attributes:
-        vocab_size: how many ids its embedding has; it is given no other.
+    It is given only ids without a `fault`.
     """
 
-    vocab_size: int
+    def fault(self, ids: Sequence[int]) -> str | None:
+        """Return why these ids cannot be scored, None where they can."""
+        ...
 
     def score_ids(self, conversations: Sequence[Tokens]) -> list[tuple[float, ...]]:
         """Return the raw outputs of each conversation, in order; they may be NaN or infinite."""
@@ -97,11 +107,11 @@ class TokenScorer(Protocol):
 def check_tokenizer(chat: Chat, vocab_size: int, *, name: str) -> None:
     """Raise ModelError where even a plain question and its answer have an id that the embedding lacks."""
     ids, _ = chat.encode_conversation([Message("user", "a"), Message("assistant", "a")])
-    if fault := _outside(ids, vocab_size):
+    if fault := outside(ids, vocab_size):
         raise ModelError(f"{name}: {fault}")
 
 
-def _outside(ids: Sequence[int], vocab_size: int) -> str | None:
+def outside(ids: Sequence[int], vocab_size: int) -> str | None:
     """Return what is wrong where an id is not in the embedding, e.g. of a token that was added without a resize."""
     largest = max(ids)
     return (
@@ -156,6 +166,18 @@ class ScoreRule:
         return dict(zip(self.names, outputs, strict=True)) if len(self.names) > 1 else {}
 
 
+class Rule(Protocol):
+    """How the raw outputs of a model become its score."""
+
+    def score(self, outputs: Sequence[float]) -> float:
+        """Return the score; not finite where an output is not."""
+        ...
+
+    def objectives(self, outputs: Sequence[float]) -> dict[str, float]:
+        """Return the named parts that are kept with the score."""
+        ...
+
+
 class RewardFn:
     """A loaded reward model with its chat template.
 
@@ -164,7 +186,7 @@ class RewardFn:
     """
 
     def __init__(
-        self, chat: Chat, model: TokenScorer, rule: ScoreRule, *, max_length: int, tolerance: float | None = None
+        self, chat: Chat, model: TokenScorer, rule: Rule, *, max_length: int, tolerance: float | None = None
     ) -> None:
         self.chat = chat
         self.max_length = max_length
@@ -177,8 +199,8 @@ class RewardFn:
     ) -> list[RewardScore]:
         """Return one result per conversation, in order; each ends with the assistant message to score.
 
-        A conversation that the template refuses, that is too long under `truncation="error"`, or that holds
-        an id outside of the embedding, gets a result with an error code; its neighbours are scored all the same.
+        A conversation that the template refuses, that is too long under `truncation="error"`, or that the model has
+        a fault to find with, gets a result with an error code; its neighbours are scored all the same.
         """
         results: list[RewardScore | None] = [None] * len(conversations)
         sound: list[int] = []
@@ -195,8 +217,12 @@ class RewardFn:
                 results[place] = RewardScore.failed("context_length_exceeded", text, num_tokens=len(whole))
                 continue
             used = self._cut(whole, truncation)
-            if fault := _outside(used.ids, self._model.vocab_size):
-                results[place] = RewardScore.failed("scorer_error", fault, num_tokens=len(whole))
+            if fault := self._model.fault(used.ids):
+                # Where the cut has made the fault, it is the length that is to blame, and not the model.
+                cut = used is not whole and self._model.fault(whole.ids) is None
+                code = "context_length_exceeded" if cut else "scorer_error"
+                said = f"cut to {len(used)} of {len(whole)} tokens, {fault}" if cut else fault
+                results[place] = RewardScore.failed(code, said, num_tokens=len(whole))
                 continue
             sound.append(place)
             asked.append(used)

@@ -6,7 +6,7 @@ branch with attention calls of its own (`Trees.apart`). All else in a decoder wo
 products give the same bits for a row whatever the number of rows, as long as it is not tiny. That last is a habit of
 CPU libraries and no promise, so `classifier.py` tries it on the loaded model before it relies on it.
 
-Legend: T tokens of a pass, N tokens that are read, S conversations.
+Legend: T tokens of a pass, N tokens that are read, S conversations, P places that are read of each.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ class SharedPass:
     ids_1T: torch.Tensor
     positions_1T: torch.Tensor
     trees: Trees
-    read_S: torch.Tensor
-    """Place of the token of each conversation whose hidden state is scored."""
+    read_SP: torch.Tensor
+    """Places of the tokens of each conversation whose hidden states are read."""
     needed_N: torch.Tensor
-    """The distinct places of `read_S`, ascending, filled up to a multiple of 8."""
+    """The distinct places of `read_SP`, ascending, filled up to a multiple of 8."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,13 +44,13 @@ class _Group:
 
 
 def plan_passes(
-    conversations: Sequence[Tokens], pooled: Sequence[int], *, tokens_per_forward: int
+    conversations: Sequence[Tokens], read: Sequence[tuple[int, ...]], *, tokens_per_forward: int
 ) -> Iterator[SharedPass]:
     """Yield passes that score every conversation once, longest trees first, so that memory runs out at once or never.
 
     Args:
         conversations: ids, with the place where the answer begins.
-        pooled: which position of each is scored.
+        read: which positions of each are read; as many of every one.
         tokens_per_forward: most tokens of a pass; a single conversation may be longer.
     """
     groups = sorted(_groups(conversations, tokens_per_forward), key=lambda group: -group.num_tokens)
@@ -58,12 +58,12 @@ def plan_passes(
     size = 0
     for group in groups:
         if taken and size + group.num_tokens > tokens_per_forward:
-            yield _lay_out(taken, conversations, pooled)
+            yield _lay_out(taken, conversations, read)
             taken, size = [], 0
         taken.append(group)
         size += group.num_tokens
     if taken:
-        yield _lay_out(taken, conversations, pooled)
+        yield _lay_out(taken, conversations, read)
 
 
 def _groups(conversations: Sequence[Tokens], tokens_per_forward: int) -> Iterator[_Group]:
@@ -84,10 +84,10 @@ def _groups(conversations: Sequence[Tokens], tokens_per_forward: int) -> Iterato
         yield _Group(prompt, tuple(taken), size)
 
 
-def _lay_out(groups: Sequence[_Group], conversations: Sequence[Tokens], pooled: Sequence[int]) -> SharedPass:
+def _lay_out(groups: Sequence[_Group], conversations: Sequence[Tokens], read: Sequence[tuple[int, ...]]) -> SharedPass:
     ids: list[Sequence[int]] = []
     positions: list[np.ndarray] = []
-    trees, items, read = [], [], []
+    trees, items, places = [], [], []
     at = 0
     for group in groups:
         start, length = at, len(group.prompt)
@@ -97,9 +97,8 @@ def _lay_out(groups: Sequence[_Group], conversations: Sequence[Tokens], pooled: 
         branches = []
         for item in group.items:
             answer = conversations[item].answer
-            # Almost always in the answer; before it only where that consists of padding tokens.
-            in_answer = pooled[item] >= length
-            read.append(at + pooled[item] - length if in_answer else start + pooled[item])
+            # What lies before the answer is read from the prompt, which its other answers read too.
+            places.append([at + p - length if p >= length else start + p for p in read[item]])
             items.append(item)
             if answer:
                 ids.append(answer)
@@ -110,13 +109,13 @@ def _lay_out(groups: Sequence[_Group], conversations: Sequence[Tokens], pooled: 
     filling = -at % ALIGNMENT
     ids.append([0] * filling)
     positions.append(np.zeros(filling, np.int64))
-    needed = np.unique(np.array(read))
+    needed = np.unique(np.array(places))
     needed = at_least(needed, len(needed) + -len(needed) % ALIGNMENT)
     return SharedPass(
         items=tuple(items),
         ids_1T=torch.tensor([token for part in ids for token in part], dtype=torch.long)[None],
         positions_1T=torch.from_numpy(np.concatenate(positions))[None],
         trees=Trees(tuple(trees), at + filling, apart=True),
-        read_S=torch.tensor(read),
+        read_SP=torch.tensor(places),
         needed_N=torch.from_numpy(needed),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from fusion.chat import Chat
 from fusion.rewards import ClassifierSettings, RewardFn
 from fusion.rewards.common import Tokens
-from fusion.rewards.sequence_classifier import ScoreRule, check_tokenizer
+from fusion.rewards.sequence_classifier import ScoreRule, check_tokenizer, outside
 from fusion.stages.engine import EngineSettings, engine_arguments, prepare
 
 
@@ -50,7 +50,11 @@ class VllmClassifier:
         arguments |= {"runner": "pooling", "skip_tokenizer_init": False, "enable_prefix_caching": False}
         self._engine = LLM(**arguments)
         self._pad_token_id = pad_token_id
-        self.vocab_size = vocab_size
+        self._vocab_size = vocab_size
+
+    def fault(self, ids: Sequence[int]) -> str | None:
+        """Return what is wrong where an id is not in the embedding."""
+        return outside(ids, self._vocab_size)
 
     def score_ids(self, conversations: Sequence[Tokens]) -> list[tuple[float, ...]]:
         """Return the raw outputs of each conversation, in order."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from fusion.artifact import Quarantined, commit_part
-from fusion.rewards import ClassifierSettings, RewardScore, Truncation
+from fusion.rewards import ModelSettings, RewardScore, Truncation
 from fusion.rewards.items import Conversation, Refused, refusal
 from fusion.rows import from_table
 from fusion.stages.chunks import Receipt
@@ -40,7 +40,7 @@ class FileScorerSettings:
 
     directory: Path
     source: RowFile
-    scorer: ClassifierSettings
+    scorer: ModelSettings
     allow_empty: bool
     folder: Path
     """Folder of the reward model."""

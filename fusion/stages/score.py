@@ -14,7 +14,7 @@ from pydantic import Field
 from fusion.config import Config
 from fusion.errors import ArtifactError, InputError
 from fusion.placement import ScorePlacement
-from fusion.rewards import ClassifierSettings, PythonScorer, Scorer, SequenceClassifier
+from fusion.rewards import ModelScorer, ModelSettings, PythonScorer, Scorer
 from fusion.rows import Prompt, Response, to_table
 from fusion.stage import Chunk, StageContext, StageResult
 from fusion.stages.statistics import score_statistics
@@ -25,13 +25,13 @@ VERSION = 1
 class ScoreConfig(Config):
     """Which scorer judges which domain. Reward models themselves are inputs."""
 
-    scorers: dict[str, Annotated[ClassifierSettings | PythonScorer, Field(discriminator="type")]] = Field(min_length=1)
+    scorers: dict[str, Annotated[ModelSettings | PythonScorer, Field(discriminator="type")]] = Field(min_length=1)
     """Scorer by domain; `*` is for all domains not named."""
 
     @classmethod
     def of(cls, scorers: Mapping[str, Scorer]) -> Self:
         """Return the identity of a recipe's scorers; the model of each becomes the input `reward_<domain>`."""
-        return cls(scorers={d: s.settings if isinstance(s, SequenceClassifier) else s for d, s in scorers.items()})
+        return cls(scorers={d: s.settings if isinstance(s, ModelScorer) else s for d, s in scorers.items()})
 
 
 def run(ctx: StageContext) -> StageResult:
@@ -64,7 +64,7 @@ def _score(ctx: StageContext, missing: Sequence[Chunk]) -> None:
 
     config: ScoreConfig = ctx.config
     placement: ScorePlacement = ctx.placement
-    models = [d for d, scorer in config.scorers.items() if isinstance(scorer, ClassifierSettings)]
+    models = [d for d, scorer in config.scorers.items() if isinstance(scorer, ModelSettings)]
     gpu = bool(models) and wants_gpu(placement.accelerator)
     settings = ScorerSettings(
         directory=ctx.path.resolve(),

@@ -16,7 +16,7 @@ from fusion.artifact import file_sha256, part_name, read_part
 from fusion.config import Config
 from fusion.errors import StageError
 from fusion.placement import ScorePlacement
-from fusion.rewards import ClassifierSettings
+from fusion.rewards import ModelSettings
 from fusion.rows import to_table
 from fusion.stage import Chunk, StageContext, StageResult
 from fusion.stages.score_index import Index, index_of
@@ -34,7 +34,7 @@ class ScoreFileConfig(Config):
     """sha256 of the file."""
     format: Format
     """How the file is read."""
-    scorer: ClassifierSettings
+    scorer: ModelSettings = Field(discriminator="type")
     """How conversations are rendered, cut and scored."""
     allow_empty: bool = False
     """Score empty responses instead of refusing them."""

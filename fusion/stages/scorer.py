@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fusion.artifact import Quarantined, commit_part
 from fusion.errors import InputError
-from fusion.rewards import ClassifierSettings, PythonReward, PythonScorer, RewardFn, RewardScore
+from fusion.rewards import ClassifierSettings, ModelSettings, PythonReward, PythonScorer, RewardFn, RewardScore
 from fusion.rows import Message, Prompt, Response, ScoredResponse, from_table
 from fusion.stages.chunks import Receipt
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 EVERY_DOMAIN = "*"
 
-StageScorer = ClassifierSettings | PythonScorer
+StageScorer = ModelSettings | PythonScorer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ScoreActor:
 
     def __init__(self, *, settings: ScorerSettings) -> None:
         self._settings = settings
-        self._classifiers: dict[tuple[Path, str], RewardFn] = {}
+        self._models: dict[tuple[Path, str], RewardFn] = {}
         self._functions: dict[str, PythonReward] = {}
         if settings.folders:
             import torch  # only where a reward model runs; importing it takes seconds
@@ -92,7 +92,7 @@ class ScoreActor:
             function = self._function(key, scorer)
             return [function.score(row.prompt, row.response) for row in rows]
         conversations = [(*row.prompt.messages, Message("assistant", row.response.text)) for row in rows]
-        return self._classifier(key, scorer).score(
+        return self._model(key, scorer).score(
             conversations, truncation="error" if scorer.truncation == "quarantine" else scorer.truncation
         )
 
@@ -101,17 +101,17 @@ class ScoreActor:
             self._functions[key] = scorer.load()
         return self._functions[key]
 
-    def _classifier(self, key: str, scorer: ClassifierSettings) -> RewardFn:
+    def _model(self, key: str, scorer: ModelSettings) -> RewardFn:
         folder = self._settings.folders.get(key)
         if folder is None:
             raise InputError(f"the reward model of domain {key!r} is not among the inputs of the stage")
         name = (folder, scorer.model_dump_json())
-        if name not in self._classifiers:
-            self._classifiers[name] = self._load(scorer, folder)
-        return self._classifiers[name]
+        if name not in self._models:
+            self._models[name] = self._load(scorer, folder)
+        return self._models[name]
 
-    def _load(self, scorer: ClassifierSettings, folder: Path) -> RewardFn:
-        if scorer.backend == "transformers":
+    def _load(self, scorer: ModelSettings, folder: Path) -> RewardFn:
+        if not isinstance(scorer, ClassifierSettings) or scorer.backend == "transformers":
             return scorer.load(folder, device=self._settings.device)
         from fusion.stages.classify_vllm import load_with_vllm  # brings vLLM with it
 
