@@ -15,7 +15,7 @@ from fusion.chat import ChatConfig
 from fusion.config import fingerprint
 from fusion.models import PinnedModel
 from fusion.placement import Demand, GeneratePlacement
-from fusion.promptsets import PromptSet
+from fusion.promptsets import Clean, PromptSet
 from fusion.recipe import Arm, ModelSpec, Recipe, SftBlock
 from fusion.rewards import ModelScorer
 from fusion.rows import Assignment, EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
@@ -73,7 +73,7 @@ class _Builder:
     def build(self) -> Graph:
         recipe, graph = self.recipe, self.graph
         held_out = self._prompts("held-out", recipe.evaluate.prompts, {}) if recipe.evaluate else None
-        training = self._prompts("train", recipe.prompts, {"held_out": held_out} if held_out else {})
+        training = self._prompts("train", recipe.prompts, {"held_out": held_out} if held_out else {}, recipe.clean)
         graph.models["target"] = self.given["target"]
         sources = {}
         for name, source in recipe.used_sources.items():
@@ -130,14 +130,24 @@ class _Builder:
             )
         )
 
-    def _prompts(self, slug: str, sets: Sequence[PromptSet], inputs: Mapping[str, Stage]) -> Stage:
+    def _prompts(
+        self, slug: str, sets: Sequence[PromptSet], inputs: Mapping[str, Stage], clean: Clean | None = None
+    ) -> Stage:
+        """The prompts of some sets; without `clean` only exact duplicates go, as an evaluation set must stay whole."""
+        overlap = clean.decontaminate if clean else None
+        against = overlap.against if overlap else ()
         return self.graph.add(
             Stage(
                 kind="prompts",
                 slug=slug,
                 version=prompts.VERSION,
-                config=prompts.PromptsConfig(sets=tuple(s.identity for s in sets)),
-                placement=prompts.PromptsPlacement(sets=tuple(sets)),
+                config=prompts.PromptsConfig(
+                    sets=tuple(s.identity for s in sets),
+                    near_duplicates=clean.near_duplicates if clean else None,
+                    overlap=overlap.rule if overlap else None,
+                    against=tuple(s.identity for s in against),
+                ),
+                placement=prompts.PromptsPlacement(sets=tuple(sets), against=against),
                 inputs=inputs,
                 run=prompts.run,
                 row_type=Prompt,
@@ -369,4 +379,5 @@ def unpinned(recipe: Recipe) -> list[str]:
     """Say which models and prompt sets still have a placeholder for a revision."""
     models = [f"{name} ({ref.repo})" for name, ref in recipe.models.items() if not ref.pinned]
     sets = [*recipe.prompts, *(recipe.evaluate.prompts if recipe.evaluate else ())]
+    sets += recipe.clean.decontaminate.against if recipe.clean.decontaminate else ()
     return models + [f"prompts ({s.repo})" for s in sets if s.type == "hub" and not s.pinned]

@@ -16,7 +16,7 @@ from fusion.loading import read_layers, validate
 from fusion.losses import SftLoss
 from fusion.models import ModelRef
 from fusion.placement import GeneratePlacement, ScorePlacement
-from fusion.promptsets import PromptSet
+from fusion.promptsets import Clean, PromptSet
 from fusion.rewards import Canary, ModelScorer, Scorer
 from fusion.sampling import Decoding, Precision
 from fusion.select import AnySplit, Guard, Rule, with_seed
@@ -141,6 +141,8 @@ class Recipe(Config):
     """The models to learn from, by name."""
     prompts: tuple[PromptSet, ...] = Field(min_length=1)
     """Training prompts."""
+    clean: Clean = Clean()
+    """Near duplicates and evaluation prompts that are taken out of the training prompts."""
     sampling: Decoding
     """How sources answer, and the SFT model for the preference stage, where they do not state their own."""
     dtype: Precision = "bfloat16"

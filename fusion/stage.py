@@ -47,6 +47,8 @@ class StageResult:
     rows_in: int
     rows_out: int | None = None
     quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    expected: tuple[str, ...] = ()
+    """Reasons of rows that were left out on purpose; they do not count towards `max_quarantined`."""
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: tuple[str, ...] = ()
     """Files beside the parts that the manifest shall vouch for, relative to the directory."""
@@ -342,10 +344,12 @@ def _finish(
             f"{stage.label}: {result.rows_in} rows in but {rows_out} out and {sum(quarantined.values())} quarantined; "
             f"rows were lost or duplicated in {path}"
         )
-    if sum(quarantined.values()) > stage.max_quarantined * result.rows_in:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in quarantined.most_common(4))
+    failed = Counter({reason: n for reason, n in quarantined.items() if reason not in result.expected})
+    asked = rows_out + sum(failed.values())
+    if sum(failed.values()) > stage.max_quarantined * asked:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in failed.most_common(4))
         raise StageError(
-            f"{stage.label}: {sum(quarantined.values())} of {result.rows_in} rows were quarantined ({reasons}), more "
+            f"{stage.label}: {sum(failed.values())} of {asked} rows were quarantined ({reasons}), more "
             f"than the share of {stage.max_quarantined:g} that the recipe allows (max_quarantined); see the "
             f"quarantine files in {path}"
         )

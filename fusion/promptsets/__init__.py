@@ -1,15 +1,11 @@
 """Where prompts come from. A prompt set is a frozen config with a method that yields raw records.
 
-To add a kind: one file with a config class that has `type`, `files()` and `identity`, one line in the
-union below. Row checks are not repeated here: `records.py` turns every raw record into a `Prompt` or a
-reason.
+To add a kind: one file with a config class that has `type`, `content`, `location` and `read`, and a line in the unions of
+`sets.py`. Row checks are not repeated there: `records.py` turns every raw record into a `Prompt` or a reason, `filters.py`
+says what is left out of a set, `clean.py` what is taken out across all of them.
 """
 
-from typing import Annotated
+from fusion.promptsets.clean import Clean, Decontaminate
+from fusion.promptsets.sets import PromptSet, Records
 
-from pydantic import Field
-
-from fusion.promptsets.files import JsonlPrompts, ParquetPrompts
-from fusion.promptsets.hub import HubPrompts
-
-PromptSet = Annotated[JsonlPrompts | ParquetPrompts | HubPrompts, Field(discriminator="type")]
+__all__ = ["Clean", "Decontaminate", "PromptSet", "Records"]

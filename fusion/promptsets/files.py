@@ -1,4 +1,4 @@
-"""Prompt sets in local files: JSON lines (plain or gzip) and Parquet.
+"""Records in local files: JSON lines (plain or gzip), a JSON list, and Parquet.
 
 A file that cannot be read as a whole (missing, not UTF-8, a torn line, a cut gzip, a broken footer) is
 refused with its name and line; a single unusable record is a quarantined row, see `records.py`.
@@ -13,48 +13,53 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from fusion.artifact import file_sha256
-from fusion.config import Config
 from fusion.errors import InputError
+from fusion.promptsets.common import PromptFields, RecordFiles
+from fusion.promptsets.fields import Record
 
-Record = tuple[str, dict[str, Any]]
-"""Where a record stands (for messages, e.g. `math.jsonl:7`) and its fields."""
 
-
-class PromptFile(Config):
-    """What prompt files of every format share."""
+class LocalFile(RecordFiles):
+    """What local files of every format share."""
 
     path: Path
     """The file; identified by its content, so it may move."""
-    domain: str | None = None
-    """Domain of all its prompts; None takes the record's own `domain` field."""
-    limit: int | None = Field(default=None, ge=1)
-    """Take only so many records, chosen by a hash of their id so that the choice does not follow file order."""
 
     @property
-    def identity(self) -> dict[str, Any]:
-        return {"content": file_sha256(check_file(self.path)), "domain": self.domain, "limit": self.limit}
+    def content(self) -> dict[str, Any]:
+        return {"content": file_sha256(check_file(self.path))}
+
+    @property
+    def location(self) -> str:
+        return self.path.name
+
+    def read(self) -> Iterator[tuple[str, Iterator[Record]]]:
+        yield str(self.path), read_records(self.path)
 
 
-class JsonlPrompts(PromptFile):
-    """JSON lines with `prompt` (text or messages) or `messages`, and optionally id, domain, answer or
-    reference, tests, entry_point."""
+class JsonlFile(LocalFile):
+    """JSON lines, plain or gzip, or a file `.json` that holds one list of objects."""
 
     type: Literal["jsonl"] = "jsonl"
 
-    def records(self) -> Iterator[Record]:
-        return read_jsonl(self.path)
 
-
-class ParquetPrompts(PromptFile):
-    """Parquet with the same columns as the JSON lines."""
+class ParquetFile(LocalFile):
+    """Parquet, a record a row."""
 
     type: Literal["parquet"] = "parquet"
 
-    def records(self) -> Iterator[Record]:
-        return read_parquet(self.path)
+    def read(self) -> Iterator[tuple[str, Iterator[Record]]]:
+        yield str(self.path), read_parquet(self.path)
+
+
+class JsonlPrompts(JsonlFile, PromptFields):
+    """JSON lines with `prompt` (text or messages) or `messages`, and optionally id, domain, answer or
+    reference, tests, entry_point."""
+
+
+class ParquetPrompts(ParquetFile, PromptFields):
+    """Parquet with the same columns as the JSON lines."""
 
 
 def check_file(path: Path) -> Path:
@@ -70,6 +75,17 @@ def check_file(path: Path) -> Path:
         raise InputError(f"prompts file {path} cannot be read: {error.strerror}") from None
 
 
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield (place, record) of a file of any of the formats, told by its name."""
+    match path.suffix:
+        case ".parquet":
+            return read_parquet(path)
+        case ".json":
+            return read_json(path)
+        case _:
+            return read_jsonl(path)
+
+
 def read_jsonl(path: Path) -> Iterator[Record]:
     """Yield (place, record) of a JSON-lines file, plain or gzip; blank lines are passed over."""
     check_file(path)
@@ -83,37 +99,47 @@ def read_jsonl(path: Path) -> Iterator[Record]:
             for number, raw in enumerate(lines, start=1):
                 line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 if line.strip():
-                    yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+                    yield f"{path}:{number}", _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
             f"prompts file {path} is a damaged gzip file after line {number}: {error}; copy it anew"
         ) from None
 
 
-def _parse(line: bytes, place: str) -> dict[str, Any]:
+def read_json(path: Path) -> Iterator[Record]:
+    """Yield (place, record) of a file `.json`: one list of objects, or JSON lines; places count objects from 1."""
+    check_file(path)
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if not data.lstrip().startswith(b"["):
+        yield from read_jsonl(path)
+        return
+    for number, record in enumerate(_parse(data, str(path)), start=1):
+        yield f"{path}:{number}", _object(record, f"{path}:{number}")
+
+
+def _parse(data: bytes, place: str) -> Any:
     try:
-        text = line.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
     try:
-        record = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON ({error}); each line must be one JSON object") from None
+
+
+def _object(record: Any, place: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{place}: a {type(record).__name__}, not a JSON object; each line must be one JSON object")
     return record
 
 
 def read_parquet(path: Path) -> Iterator[Record]:
-    """Yield (place, record) of a Parquet file."""
+    """Yield (place, record) of a Parquet file; places count rows from 0."""
     check_file(path)
     try:
-        file = pq.ParquetFile(path)
-        if not {"prompt", "messages"} & set(file.schema_arrow.names):
-            columns = ", ".join(file.schema_arrow.names)
-            raise InputError(f"prompts file {path} has neither a prompt nor a messages column; it has: {columns}")
         row = 0
-        for batch in file.iter_batches(batch_size=4096):
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=4096):
             for record in batch.to_pylist():
                 yield f"{path}:{row}", record
                 row += 1

@@ -1,4 +1,4 @@
-"""Prompt sets in Hugging Face data set repositories, pinned to a commit and read as Parquet."""
+"""Records in Hugging Face data set repositories, pinned to a commit."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,14 +6,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fusion.config import Config
 from fusion.errors import InputError
 from fusion.models import PLACEHOLDER, REVISION
-from fusion.promptsets.files import Record, read_jsonl, read_parquet
+from fusion.promptsets.common import PromptFields, RecordFiles
+from fusion.promptsets.fields import Record
+from fusion.promptsets.files import read_records
 
 
-class HubPrompts(Config):
-    """A split of a data set repository."""
+class HubFiles(RecordFiles):
+    """Files of a data set repository."""
 
     type: Literal["hub"] = "hub"
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
@@ -21,11 +22,7 @@ class HubPrompts(Config):
     revision: str
     """Full 40-hex commit; quote it. `"<40 hex>"` plans but refuses to run until pinned."""
     files: str = "**/train-*.parquet"
-    """Pattern of the Parquet or JSON-lines files of the split inside the repository."""
-    domain: str | None = None
-    """Domain of all its prompts; None takes the record's own `domain` field."""
-    limit: int | None = Field(default=None, ge=1)
-    """Take only so many records, chosen by a hash of their id."""
+    """Pattern of the Parquet, JSON-lines or JSON files of the split inside the repository."""
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -40,11 +37,15 @@ class HubPrompts(Config):
         return REVISION.fullmatch(self.revision) is not None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+    def content(self) -> dict[str, Any]:
+        return {"repo": self.repo, "revision": self.revision, "files": self.files}
 
-    def records(self) -> Iterator[Record]:
-        """Download the split once and yield its records.
+    @property
+    def location(self) -> str:
+        return self.repo
+
+    def read(self) -> Iterator[tuple[str, Iterator[Record]]]:
+        """Download the files once and yield their names and records.
 
         Raises:
             InputError: unpinned revision, repository not reachable, or no file matches.
@@ -68,4 +69,8 @@ class HubPrompts(Config):
         if not found:
             raise InputError(f"prompts {self.repo}@{self.revision} has no file matching {self.files!r}")
         for file in found:
-            yield from read_parquet(file) if file.suffix == ".parquet" else read_jsonl(file)
+            yield str(file), read_records(file)
+
+
+class HubPrompts(HubFiles, PromptFields):
+    """Prompts of a data set repository."""

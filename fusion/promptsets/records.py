@@ -26,11 +26,13 @@ class Refused(ValueError):
         self.detail = detail
 
 
-def to_prompt(record: dict[str, Any], *, domain: str | None) -> Prompt:
+def to_prompt(record: dict[str, Any], *, domain: str | None, dataset: str | None = None) -> Prompt:
     """Return the prompt of a raw record.
 
     Args:
+        record: its fields, with our names.
         domain: domain of the whole set; None takes the record's own.
+        dataset: name of the set, which the prompt carries.
 
     Raises:
         Refused: with one of the reasons missing_prompt, empty_prompt, bad_messages, bad_field,
@@ -50,6 +52,7 @@ def to_prompt(record: dict[str, Any], *, domain: str | None) -> Prompt:
         reference=None if reference is None else str(reference),
         tests=_tests(record.get("tests")),
         entry_point=_text(record, "entry_point"),
+        dataset=dataset,
     )
     _check_text(prompt)
     return prompt

@@ -35,7 +35,7 @@ def build(slug, sets, inputs):
     return Stage(
         kind="prompts",
         slug=slug,
-        version=1,
+        version=prompts.VERSION,
         config=prompts.PromptsConfig(sets=tuple(s.identity for s in sets)),
         placement=prompts.PromptsPlacement(sets=tuple(sets)),
         inputs=inputs,
@@ -158,7 +158,7 @@ def test_parquet_torn_wrong_and_right(tmp_path):
     artifact = load(tmp_path, ParquetPrompts(path=path))
     assert (artifact.manifest.rows_out, artifact.manifest.quarantined) == (1, {"missing_prompt": 1})
     pq.write_table(pa.table({"text": ["x"]}), path)
-    with pytest.raises(InputError, match="neither a prompt nor a messages column; it has: text"):
+    with pytest.raises(InputError, match="neither a prompt nor a messages field; it has: text"):
         load(tmp_path, ParquetPrompts(path=path))
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InputError, match="not a readable Parquet file"):
