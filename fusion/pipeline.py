@@ -17,7 +17,7 @@ from fusion.models import PinnedModel
 from fusion.placement import Demand, GeneratePlacement
 from fusion.promptsets import Clean, PromptSet
 from fusion.recipe import Arm, ModelSpec, Recipe, SftBlock
-from fusion.rewards import ModelScorer
+from fusion.rewards import model_of
 from fusion.rows import Assignment, EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
 from fusion.sampling import Decoding
 from fusion.select import PairSplit, Side, Split
@@ -200,7 +200,7 @@ class _Builder:
         rewards = {
             f"reward_{domain}": self.given[f"score.{domain}"]
             for domain, scorer in self.recipe.score.items()
-            if isinstance(scorer, ModelScorer)
+            if model_of(scorer) is not None
         }
         return self.graph.add(
             Stage(

@@ -17,7 +17,7 @@ from fusion.losses import SftLoss
 from fusion.models import ModelRef
 from fusion.placement import GeneratePlacement, ScorePlacement
 from fusion.promptsets import Clean, PromptSet
-from fusion.rewards import Canary, ModelScorer, Scorer
+from fusion.rewards import Canary, Scorer, model_of
 from fusion.sampling import Decoding, Precision
 from fusion.select import AnySplit, Guard, Rule, with_seed
 from fusion.training import TrainConfig, TrainPlacement
@@ -223,7 +223,7 @@ class Recipe(Config):
     @property
     def models(self) -> dict[str, ModelRef]:
         """Every given model by name, reward models as `score.<domain>` and `serve.<name>`."""
-        scorers = {f"score.{d}": s.model for d, s in self.score.items() if isinstance(s, ModelScorer)}
+        scorers = {f"score.{d}": model for d, s in self.score.items() if (model := model_of(s)) is not None}
         rewards = {f"serve.{n}": m for n, m in self.serve.rewards.items()} if self.serve else {}
         return {"target": self.target, **self.sources, **scorers, **rewards}
 

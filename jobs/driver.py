@@ -11,7 +11,7 @@ from fusion.errors import RecipeError
 from fusion.explain import state_of
 from fusion.pipeline import Graph, build, unpinned
 from fusion.recipe import Recipe
-from fusion.rewards import PythonScorer
+from fusion.rewards import function_of
 from fusion.runner import Done, run_graph
 from jobs.entry import enter_base
 from jobs.progress import Display
@@ -37,8 +37,8 @@ def drive(recipe: Recipe, *, address: str | None, repair: bool, resume_command: 
             "'History' on its page, then run again"
         )
     for scorer in recipe.score.values():
-        if isinstance(scorer, PythonScorer):
-            scorer.load()  # a wrong name shall fail now, not after hours of sampling
+        if (function := function_of(scorer)) is not None:
+            function.load()  # a wrong name shall fail now, not after hours of sampling
     graph = build(recipe)
     todo_stages = [s for s in graph.stages if state_of(s, recipe.store).status != "hit"]
     console.print(

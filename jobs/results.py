@@ -15,13 +15,18 @@ from fusion.runner import Done
 from fusion.train.metrics import read_metrics
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return what `write_results` wrote."""
+    return json.loads(path.read_text())
+
+
 def write_results(graph: Graph, done: Sequence[Done], *, total_seconds: float, console: Console) -> Path:
     """Write summary and report, point `model` at the exported folder, print the table; return the summary's path."""
     directory = graph.recipe.result_dir
     path = directory / "summary.json"
     artifacts = {id(d.stage): d.artifact for d in done}
     if all(d.hit for d in done) and path.exists():
-        total_seconds = json.loads(path.read_text())["total_seconds"]  # of the run that did the work
+        total_seconds = read_summary(path)["total_seconds"]  # of the run that did the work
     summary = build_summary(
         recipe_name=graph.recipe.name,
         stages=[StageReport.of(d.artifact, hit=d.hit) for d in done],

@@ -1,4 +1,4 @@
-"""The command: plan, run, explain, status, schema, serve, score, submit.
+"""The command: plan, run, explain, status, schema, serve, score, submit, sweep.
 
 `fuseline run recipe.yaml` and `python -m jobs.run run recipe.yaml` are the same. Exit codes: 0 done, 1
 failed, 2 bad input, 75 another driver holds the work. A user's mistake is one clear line, never a
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from fusion.recipe import load_recipe
-from jobs import score
+from jobs import layouts, score, sweep
 from jobs.entry import run_command, stop_cleanly
 
 app = typer.Typer(
@@ -130,6 +130,9 @@ def submit(
 
 
 app.command("score")(score.command)
+app.command("export")(layouts.export)
+app.command("import")(layouts.import_)
+app.command("sweep")(sweep.command)
 
 
 def _command(verb: str, recipes: list[Path], sets: list[str] | None) -> str:

@@ -1,17 +1,23 @@
-"""Scorers: what says how good an answer is. One family per file, and the union of them, which is the registry.
+"""Scorers: what says how good an answer is. One family per file; `domain.py` has the union of them, the registry.
 
 To add a family: `rewards/<family>.py` with a frozen config that has `type`, `label` and `load`, one line in the
-union below, and a test on a tiny random model. Importing this package imports neither torch nor
+union, and a test on a tiny random model. Importing this package imports neither torch nor
 transformers; that happens in `load`, in the process that scores.
 """
-
-from typing import Annotated
-
-from pydantic import Field
 
 from fusion.rewards.armorm import ArmoRM, ArmoSettings
 from fusion.rewards.canary import Canary
 from fusion.rewards.common import ErrorCode, RewardScore
+from fusion.rewards.domain import (
+    DomainScorer,
+    ModelScorer,
+    ModelSettings,
+    Scorer,
+    Unscored,
+    Verified,
+    function_of,
+    model_of,
+)
 from fusion.rewards.python import PythonReward, PythonScorer
 from fusion.rewards.sequence_classifier import (
     ClassifierSettings,
@@ -21,18 +27,12 @@ from fusion.rewards.sequence_classifier import (
     Truncation,
 )
 
-ModelScorer = SequenceClassifier | ArmoRM
-"""Scorers that are reward models, in a recipe."""
-ModelSettings = ClassifierSettings | ArmoSettings
-"""The same without the model itself: their `settings`."""
-
-Scorer = Annotated[ModelScorer | PythonScorer, Field(discriminator="type")]
-
 __all__ = [
     "ArmoRM",
     "ArmoSettings",
     "Canary",
     "ClassifierSettings",
+    "DomainScorer",
     "ErrorCode",
     "ModelScorer",
     "ModelSettings",
@@ -44,4 +44,8 @@ __all__ = [
     "Scorer",
     "SequenceClassifier",
     "Truncation",
+    "Unscored",
+    "Verified",
+    "function_of",
+    "model_of",
 ]

@@ -6,7 +6,7 @@ row is never a score of 0.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import pyarrow as pa
 from pydantic import Field
@@ -14,24 +14,24 @@ from pydantic import Field
 from fusion.config import Config
 from fusion.errors import ArtifactError, InputError
 from fusion.placement import ScorePlacement
-from fusion.rewards import ModelScorer, ModelSettings, PythonScorer, Scorer
+from fusion.rewards import DomainScorer, ModelSettings, PythonScorer, Scorer
 from fusion.rows import Prompt, Response, to_table
 from fusion.stage import Chunk, StageContext, StageResult
 from fusion.stages.statistics import score_statistics
 
-VERSION = 1
+VERSION = 2
 
 
 class ScoreConfig(Config):
     """Which scorer judges which domain. Reward models themselves are inputs."""
 
-    scorers: dict[str, Annotated[ModelSettings | PythonScorer, Field(discriminator="type")]] = Field(min_length=1)
-    """Scorer by domain; `*` is for all domains not named."""
+    scorers: dict[str, DomainScorer] = Field(min_length=1)
+    """What judges each domain; `*` is for all domains not named."""
 
     @classmethod
     def of(cls, scorers: Mapping[str, Scorer]) -> Self:
         """Return the identity of a recipe's scorers; the model of each becomes the input `reward_<domain>`."""
-        return cls(scorers={d: s.settings if isinstance(s, ModelScorer) else s for d, s in scorers.items()})
+        return cls(scorers={domain: DomainScorer.of(scorer) for domain, scorer in scorers.items()})
 
 
 def run(ctx: StageContext) -> StageResult:
@@ -44,8 +44,8 @@ def run(ctx: StageContext) -> StageResult:
     """
     config: ScoreConfig = ctx.config
     for scorer in config.scorers.values():
-        if isinstance(scorer, PythonScorer):
-            scorer.load()  # here too, so that a wrong name fails before any actor starts
+        if isinstance(scorer.reward, PythonScorer):
+            scorer.reward.load()  # here too, so that a wrong name fails before any actor starts
     row_ids = [r.row_id for r in ctx.rows("responses", Response)]
     if not row_ids:
         raise InputError(f"{ctx.stage.label}: there is no response to score in {ctx.artifact('responses').path}")
@@ -64,7 +64,7 @@ def _score(ctx: StageContext, missing: Sequence[Chunk]) -> None:
 
     config: ScoreConfig = ctx.config
     placement: ScorePlacement = ctx.placement
-    models = [d for d, scorer in config.scorers.items() if isinstance(scorer, ModelSettings)]
+    models = [domain for domain, scorer in config.scorers.items() if isinstance(scorer.reward, ModelSettings)]
     gpu = bool(models) and wants_gpu(placement.accelerator)
     settings = ScorerSettings(
         directory=ctx.path.resolve(),

@@ -1,7 +1,8 @@
 """The worker side of stage score: an actor that scores one chunk and writes its part.
 
-It is made in a Ray worker process and knows nothing of Ray. Each row goes to the scorer of its prompt's
-domain; what has no score becomes a quarantined row with the scorer's code as its reason.
+It is made in a Ray worker process and knows nothing of Ray. Each row goes to what judges its prompt's domain: first the
+verifier, then the scorer, which is not asked about rows that the verifier failed on. What has no score becomes a
+quarantined row with a code as its reason.
 """
 
 import dataclasses
@@ -13,15 +14,24 @@ import pyarrow as pa
 
 from fusion.artifact import Quarantined, commit_part
 from fusion.errors import InputError
-from fusion.rewards import ClassifierSettings, ModelSettings, PythonReward, PythonScorer, RewardFn, RewardScore
-from fusion.rows import Message, Prompt, Response, ScoredResponse, from_table
+from fusion.rewards import (
+    ClassifierSettings,
+    DomainScorer,
+    ModelSettings,
+    PythonReward,
+    PythonScorer,
+    RewardFn,
+    RewardScore,
+    Unscored,
+)
+from fusion.rows import Message, Prompt, Response, ScoredResponse, Verdict, from_table
 from fusion.stages.chunks import Receipt
+from fusion.stages.judging import Bench
+from fusion.verifiers import Judgement
 
 log = logging.getLogger(__name__)
 
 EVERY_DOMAIN = "*"
-
-StageScorer = ModelSettings | PythonScorer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class ScorerSettings:
     """What an actor is made of; travels from the driver."""
 
     directory: Path
-    scorers: Mapping[str, StageScorer]
+    scorers: Mapping[str, DomainScorer]
     """By domain, `*` for the rest."""
     folders: Mapping[str, Path]
     """Folder of the reward model of each domain that has one."""
@@ -52,6 +62,7 @@ class ScoreActor:
         self._settings = settings
         self._models: dict[tuple[Path, str], RewardFn] = {}
         self._functions: dict[str, PythonReward] = {}
+        self._benches: dict[str, Bench] = {}
         if settings.folders:
             import torch  # only where a reward model runs; importing it takes seconds
 
@@ -63,37 +74,58 @@ class ScoreActor:
         places: dict[str | None, list[int]] = {}
         for place, row in enumerate(work):
             places.setdefault(domain_key(row.prompt.domain, self._settings.scorers), []).append(place)
-        scores: dict[int, RewardScore] = {}
+        results: dict[int, ScoredResponse | Quarantined] = {}
+        tokens = 0
         for key, chosen in places.items():
             rows = [work[place] for place in chosen]
-            scores.update(zip(chosen, self._score(key, rows), strict=True))
-        out, refused = [], []
-        for place, row in enumerate(work):
-            key, score = domain_key(row.prompt.domain, self._settings.scorers), scores[place]
-            if key is None or score.score is None:
-                refused.append(Quarantined(row.response.row_id, score.error_code or "", score.error_message or ""))
-            else:
-                label = self._settings.scorers[key].label
-                out.append(
-                    ScoredResponse(row.response, score.score, label, score.objectives, truncated=score.truncated)
-                )
+            found, read = self._results(key, rows)
+            results.update(zip(chosen, found, strict=True))
+            tokens += read
+        ordered = [results[place] for place in range(len(work))]
+        out = [row for row in ordered if isinstance(row, ScoredResponse)]
+        refused = [row for row in ordered if isinstance(row, Quarantined)]
         commit_part(self._settings.directory, index, out, ScoredResponse, quarantined=refused)
-        tokens = sum(score.num_tokens for score in scores.values())
         return Receipt(index, len(out), len(refused), tokens=tokens)
 
-    def _score(self, key: str | None, rows: list[Work]) -> list[RewardScore]:
+    def _results(self, key: str | None, rows: list[Work]) -> tuple[list[ScoredResponse | Quarantined], int]:
+        """Return what becomes of rows of one domain, in order, and how many tokens a reward model has read."""
         if key is None:
-            return [
-                RewardScore.failed("no_scorer", f"no scorer for domain {row.prompt.domain!r}; add it, or '*'")
-                for row in rows
-            ]
+            return [_no_scorer(row) for row in rows], 0
         scorer = self._settings.scorers[key]
-        if isinstance(scorer, PythonScorer):
-            function = self._function(key, scorer)
+        said = self._judged(key, scorer, rows)
+        asked = [place for place, one in enumerate(said) if one is None or one.verdict is not Verdict.error]
+        scores = dict(
+            zip(asked, self._scores(key, scorer, [rows[p] for p in asked], [said[p] for p in asked]), strict=True)
+        )
+        found = [
+            _outcome(row, one, scores.get(place), scorer)
+            for place, (row, one) in enumerate(zip(rows, said, strict=True))
+        ]
+        return found, sum(score.num_tokens for score in scores.values())
+
+    def _judged(self, key: str, scorer: DomainScorer, rows: list[Work]) -> list[Judgement | None]:
+        if scorer.verifier is None:
+            return [None] * len(rows)
+        if key not in self._benches:
+            self._benches[key] = Bench(scorer.verifier.load, size=self._settings.num_threads)
+        return list(self._benches[key].judge([(row.prompt, row.response.text) for row in rows]))
+
+    def _scores(
+        self, key: str, scorer: DomainScorer, rows: list[Work], said: list[Judgement | None]
+    ) -> list[RewardScore]:
+        reward = scorer.reward
+        if reward is None:
+            return [RewardScore(1.0 if one and one.verdict is Verdict.correct else 0.0) for one in said]
+        if isinstance(reward, Unscored):
+            return [RewardScore(0.0)] * len(rows)
+        if isinstance(reward, PythonScorer):
+            function = self._function(key, reward)
             return [function.score(row.prompt, row.response) for row in rows]
+        if not rows:
+            return []
         conversations = [(*row.prompt.messages, Message("assistant", row.response.text)) for row in rows]
-        return self._model(key, scorer).score(
-            conversations, truncation="error" if scorer.truncation == "quarantine" else scorer.truncation
+        return self._model(key, reward).score(
+            conversations, truncation="error" if reward.truncation == "quarantine" else reward.truncation
         )
 
     def _function(self, key: str, scorer: PythonScorer) -> PythonReward:
@@ -118,6 +150,33 @@ class ScoreActor:
         return load_with_vllm(scorer, folder, num_threads=self._settings.num_threads)
 
 
-def domain_key(domain: str, scorers: Mapping[str, StageScorer]) -> str | None:
+def _no_scorer(row: Work) -> Quarantined:
+    return Quarantined(row.response.row_id, "no_scorer", f"no scorer for domain {row.prompt.domain!r}; add it, or '*'")
+
+
+def _outcome(
+    row: Work, said: Judgement | None, score: RewardScore | None, scorer: DomainScorer
+) -> ScoredResponse | Quarantined:
+    """Return the scored row, or the quarantined one where the verifier or the scorer has failed."""
+    if score is None:
+        assert said is not None and scorer.verifier is not None
+        return Quarantined(row.response.row_id, f"{scorer.verifier.label}_{said.reason or 'error'}", said.detail)
+    if score.score is None:
+        return Quarantined(row.response.row_id, score.error_code or "", score.error_message or "")
+    objectives = score.objectives
+    if said is not None:
+        objectives = {**objectives, "exact": 1.0 if said.verdict is Verdict.correct else 0.0}
+    return ScoredResponse(
+        row.response,
+        score.score,
+        scorer.label,
+        objectives,
+        verdict=said.verdict if said else None,
+        verdict_reason=(said.reason or None) if said else None,
+        truncated=score.truncated,
+    )
+
+
+def domain_key(domain: str, scorers: Mapping[str, DomainScorer]) -> str | None:
     """Return the key of the scorer for a domain: its own, else `*`, else None."""
     return domain if domain in scorers else EVERY_DOMAIN if EVERY_DOMAIN in scorers else None

@@ -6,5 +6,8 @@ Importing this package imports neither math-verify nor sympy; they are imported 
 """
 
 from fusion.verifiers.common import Judge, Judgement
+from fusion.verifiers.math import MathVerifier
 
-__all__ = ["Judge", "Judgement"]
+Verifier = MathVerifier
+
+__all__ = ["Judge", "Judgement", "MathVerifier", "Verifier"]

@@ -14,10 +14,11 @@ from fusion.config import Config
 from fusion.errors import ModelError, RecipeError, StageError
 from fusion.models import ModelRef, PinnedModel
 from fusion.placement import ScorePlacement
-from fusion.rewards import ClassifierSettings, PythonScorer, SequenceClassifier
-from fusion.rows import Message, Prompt, Response, ScoredResponse
+from fusion.rewards import ClassifierSettings, PythonScorer, SequenceClassifier, Unscored, Verified
+from fusion.rows import Message, Prompt, Response, ScoredResponse, Verdict
 from fusion.stage import Stage, StageContext, StageResult, run_stage
 from fusion.stages import score
+from fusion.verifiers import MathVerifier
 from scored import response
 from tiny_models import save_reward_model
 
@@ -183,3 +184,47 @@ def test_where_a_model_lies_does_not_move_keys_but_its_content_does(tmp_path):
         ).key  # fmt: skip
 
     assert key(one) == key(same) == key(one, replicas=3, chunk_rows=5) != key(other)
+
+
+MATH = {
+    "gold": "4+8=12, so the answer is 12.",
+    "wrong": "so the answer is 13.",
+    "none": "I would rather not say.",
+}
+
+
+def sums(*, references: tuple[str | None, ...]) -> tuple[list[Prompt], list[Response]]:
+    prompts = [Prompt(f"s{i}", "math", (Message("user", "4+8?"),), reference=r) for i, r in enumerate(references)]
+    rows = [
+        response("m", n, prompt_id=p.prompt_id, text=text, tokens=n + 1)
+        for p in prompts
+        for n, text in enumerate(MATH.values())
+    ]
+    return prompts, rows
+
+
+def test_a_verifier_alone_scores_one_and_zero_and_never_an_answer_that_it_could_not_judge(tmp_path):
+    prompts, responses = sums(references=("12", None))
+    artifact = run_score(tmp_path, {"math": MathVerifier()}, prompts, responses, chunk_rows=4, replicas=2)
+    rows = [(r.score, str(r.verdict), r.verdict_reason, r.scorer, r.objectives) for r in artifact.rows(ScoredResponse)]
+    assert rows == [
+        (1.0, "correct", None, "math", {"exact": 1.0}),
+        (0.0, "wrong", None, "math", {"exact": 0.0}),
+        (0.0, "unparsable", "no_answer", "math", {"exact": 0.0}),
+    ]
+    assert artifact.manifest.quarantined == {"math_no_reference": 3}
+
+
+def test_a_verifier_decides_and_a_scorer_ranks(tmp_path):
+    """Both of a domain: verdict of the one, score and objectives of the other, and each domain has its own."""
+    prompts, responses = sums(references=("12", None))
+    other, more = words(2)
+    both = Verified(verifier=MathVerifier(), reward=ODD)
+    artifact = run_score(tmp_path, {"math": both, "*": Unscored()}, [*prompts, *other], [*responses, *more])
+    rows = {r.response.row_id: r for r in artifact.rows(ScoredResponse)}
+    gold, wrong = rows["s0/m/0"], rows["s0/m/1"]
+    assert (gold.score, gold.verdict, gold.objectives) == (len(MATH["gold"]) + 12.25, Verdict.correct, {"exact": 1.0})
+    assert (wrong.score, wrong.verdict, wrong.objectives) == (len(MATH["wrong"]) + 12.25, Verdict.wrong, {"exact": 0.0})
+    assert gold.scorer == "math+odd_scorer:f" and rows["words0/m/1"].scorer == "unscored"
+    assert [r.score for r in rows.values() if r.verdict is None] == [0.0] * 10
+    assert artifact.manifest.quarantined == {"math_no_reference": 3}

@@ -1,0 +1,97 @@
+"""Sweeps: variants by name, what they share, and one line for whoever mistypes one."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fusion.errors import RecipeError
+from jobs.sweep import distinct_stages, expand, print_shared, sweep_summary
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+WRPO = RECIPES / "wrpo-llama3-8b.yaml"
+
+
+def kinds(recipes) -> dict[str, int]:
+    _, distinct = distinct_stages(recipes)
+    found: dict[str, int] = {}
+    for stage in distinct.values():
+        found[stage.kind] = found.get(stage.kind, 0) + 1
+    return found
+
+
+def test_combinations_of_two_fields_have_names_and_values():
+    found = expand([WRPO], ["arms.wrpo.loss.alpha.to=[0.1, 0.3]", "arms.wrpo.loss.beta=[0.01, 0.1]"], [], [])
+    assert {n: (r.arms["wrpo"].loss.alpha.to, r.arms["wrpo"].loss.beta) for n, r in found.items()} == {
+        "wrpo.loss.alpha.to-0.1_wrpo.loss.beta-0.01": (0.1, 0.01),
+        "wrpo.loss.alpha.to-0.1_wrpo.loss.beta-0.1": (0.1, 0.1),
+        "wrpo.loss.alpha.to-0.3_wrpo.loss.beta-0.01": (0.3, 0.01),
+        "wrpo.loss.alpha.to-0.3_wrpo.loss.beta-0.1": (0.3, 0.1),
+    }
+    assert {r.name for r in found.values()} == {f"wrpo-llama3-8b-{n}" for n in found}
+    assert len({r.root for r in found.values()}) == 1
+
+
+def test_an_alpha_sweep_trains_once_per_alpha_and_shares_everything_above():
+    """Ten alphas: one reference stage of WRPO and ten trainings of it; answers, scores, SFT and the other arms once."""
+    one = kinds(expand([WRPO], ["arms.wrpo.loss.alpha.to=[0.1]"], [], []))
+    ten = kinds(expand([WRPO], [], [RECIPES / "variants" / "wrpo-alpha.yaml"], []))
+    assert len(expand([WRPO], [], [RECIPES / "variants" / "wrpo-alpha.yaml"], [])) == 10
+    more = {kind: ten[kind] - one[kind] for kind in one if ten[kind] != one[kind]}
+    assert more == {"prefer": 9, "generate": 9, "score": 9, "evaluate": 9, "export": 9}
+
+
+def test_a_sweep_over_sources_asks_each_source_once():
+    found = expand([WRPO], [], [RECIPES / "variants" / "wrpo-sources.yaml"], [])
+    assert [len(r.used_sources) for r in found.values()] == [1, 2, 5, 10]
+    by_variant, distinct = distinct_stages(found)
+    of_sources = {s.label for s in distinct.values() if s.kind == "generate"} & {
+        f"generate/{name}" for name in found["sources-10"].sources
+    }
+    asked = [s for s in distinct.values() if s.label in of_sources]
+    assert len(asked) == 10 == len(of_sources)
+    assert {s.label for s in by_variant["sources-1"]} & of_sources == {"generate/mistral-large-2407"}
+
+
+def test_what_is_set_holds_for_every_variant(tmp_path):
+    file = tmp_path / "v.yaml"
+    file.write_text("a: {seed: 5, arms: {wrpo: {epochs: 2}}}\nb: {}\n")
+    found = expand([WRPO], [], [file], ["arms.wrpo.epochs=3", "seed=9"])
+    assert [(r.seed, r.arms["wrpo"].epochs) for r in found.values()] == [(9, 3), (9, 3)]
+
+
+@pytest.mark.parametrize(
+    ("vary", "text", "message"),
+    [
+        ([], None, "a sweep needs variants"),
+        (["seed"], None, r"--vary seed: write it as field.sub=\[value, value\]"),
+        (["seed=3"], None, "write it as field.sub="),
+        (["seed=[]"], None, "write it as field.sub="),
+        (["seed=[1, 1]"], None, "gives the variant 'seed-1' twice"),
+        (["arms.wrpo.loss.alfa=[1]"], None, "variant wrpo.loss.alfa-1: arms.wrpo.loss: unknown field 'alfa'; did you mean 'alpha'"),
+        (["seed=[1]"], "seed-1: {}", "there is a variant 'seed-1' already"),
+        ([], "a: 3", "a holds int, not an overlay"),
+        ([], "a: {learn_from: [nobody]}", "learn_from: 'nobody' is not a source; sources: mistral-large"),
+        ([f"seed={list(range(20))}", f"sft.epochs={list(range(1, 15))}"], None, "280 variants are more than 256"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_that_names_the_variant(tmp_path, vary, text, message):
+    files = []
+    if text is not None:
+        (tmp_path / "v.yaml").write_text(text)
+        files = [tmp_path / "v.yaml"]
+    with pytest.raises(RecipeError, match=message):
+        expand([WRPO], vary, files, [])
+
+
+def test_what_is_shared_is_told(capsys):
+    print_shared(expand([WRPO], ["arms.wrpo.loss.beta=[0.01, 0.1]"], [], []), Console(width=200))
+    told = capsys.readouterr().out.splitlines()
+    assert "5 of its own: 1 prefer, 1 generate, 1 score, 1 evaluate, 1 export" in told[1]
+    assert told[2] == "2 variants: 136 stages, 73 to make, 63 shared"
+
+
+def test_the_table_has_every_variants_arm_and_the_target_once():
+    metrics = {m: {"mean": 0.5, "low": 0.4, "high": 0.6} for m in ("reward", "exact", "greedy_reward", "greedy_exact")}
+    summaries = {name: {"models": {"target": metrics, "sft": metrics, "wrpo": metrics}} for name in ("a", "b")}
+    assert list(sweep_summary(summaries, ["wrpo"])["models"]) == ["target", "a/wrpo", "b/wrpo"]
