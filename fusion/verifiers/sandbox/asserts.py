@@ -1,0 +1,198 @@
+"""Runs one test of asserts in a process without the program; the functions that it calls are stand-ins.
+
+A stand-in sends its arguments to the judge, which has the program called with them in the program's own process, and
+returns what comes back. What cannot be carried, and what is no answer at all, ends the test for good: no `except` of
+the test catches it, so it is never taken for a pass.
+
+A test may use what it imports, built-ins, modules of the standard library by their name (data sets count on imports of
+the solution), and functions that the program defines. A text that defines `check(candidate)` and never calls it is a test of
+the HumanEval kind: it is called with the function under test.
+"""
+
+import ast
+import builtins
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+from fusion.verifiers.sandbox import values
+
+CALL, VERDICT = b"C", b"V"
+"""How lines to the judge begin: one asks for a call, the last one says how it ended."""
+
+
+class Lines(Protocol):
+    """The channel to the judge."""
+
+    def receive(self) -> Any: ...
+    def send(self, tree: Any, prefix: bytes = b"") -> None: ...
+
+
+class _EndOfTestError(BaseException):
+    """The test cannot go on; `result` and `detail` say how it ended, whatever the test does with this."""
+
+
+class Session:
+    """The stand-ins of one test, what they have asked, and why it ended early, if it did."""
+
+    def __init__(self, channel: Lines) -> None:
+        self._channel = channel
+        self.num_calls = 0
+        self.raised: list[tuple[BaseException, dict[str, Any]]] = []
+        """Exceptions of the program that were raised again in the test, with the program's report of each."""
+        self.fault: tuple[str, str] | None = None
+
+    def stand_in(self, name: str) -> Callable[..., Any]:
+        """Return the function that calls the program's function of this name."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._call(name, args, kwargs)
+
+        call.__name__ = call.__qualname__ = name
+        return call
+
+    def _call(self, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self.fault:
+            raise _EndOfTestError
+        self.num_calls += 1
+        encoder = values.Encoder()
+        try:
+            request = {"name": name, "args": encoder.encode(args), "kwargs": encoder.encode(kwargs)}
+        except values.UncarriedError as error:
+            self._end("unverifiable", f"an argument of {name} is no plain value: {error}")
+        self._channel.send(request, CALL)
+        try:
+            result, raised = self._read(name, self._channel.receive(), encoder.numbered)
+        except Exception as error:  # Whatever a hostile answer makes the reading of it say.
+            self._end("protocol_error", f"{name} gave no answer that can be read: {type(error).__name__}: {error}")
+        if raised is not None:
+            raise raised
+        return result
+
+    def _read(self, name: str, answer: dict[str, Any], arguments: list[Any]) -> tuple[Any, BaseException | None]:
+        """Return what the program's function returned and raised, and do to the arguments what it did to them."""
+        if "uncarried" in answer:
+            self._end("unverifiable", f"{name} returned no plain value: {answer['uncarried']}")
+        decoder = values.Decoder(list(arguments))
+        result = decoder.decode(answer["value"]) if "value" in answer else None
+        error = None if "value" in answer else _exception(answer["raised"])
+        if answer["contents"] is not None:
+            for container, contents in zip(arguments, answer["contents"], strict=True):
+                decoder.refill(container, contents)
+        if error is not None:
+            self.raised.append((error, answer["raised"]))
+        return result, error
+
+    def _end(self, result: str, detail: str) -> NoReturn:
+        self.fault = self.fault or (result, detail)
+        raise _EndOfTestError
+
+
+def run(channel: Lines, job: dict[str, Any]) -> None:
+    """Run the test of a job, `{"text", "name", "functions"}`, and say how it ended."""
+    session = Session(channel)
+    verdict = _verdict(session, job)
+    if session.fault:
+        verdict = {"result": session.fault[0], "detail": session.fault[1]}
+    elif verdict["result"] == "pass" and not session.num_calls:
+        verdict = {"result": "unverifiable", "detail": "the test calls no function of the program"}
+    channel.send(verdict, VERDICT)
+
+
+def _verdict(session: Session, job: dict[str, Any]) -> dict[str, Any]:
+    """Return how the text ended, without regard to faults of the session."""
+    text, name = job["text"], job["name"]
+    try:
+        tree = ast.parse(text)
+        code = compile(tree, "<test>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return {"result": "unverifiable", "detail": f"the test is no Python: {error}"}
+    scope = _scope(session, tree, {*job["functions"], *([name] if name else [])})
+    try:
+        exec(code, scope)
+        if name and _has_unused_check(tree):
+            scope["check"](session.stand_in(name))
+    except BaseException as error:
+        return _judge(session, error, text)
+    return {"result": "pass", "detail": ""}
+
+
+def _judge(session: Session, error: BaseException, text: str) -> dict[str, Any]:
+    """Return what it means that this left a test."""
+    line = _line(error, text)
+    for raised, report in session.raised:
+        if raised is error:
+            return {"result": "runtime_error", "detail": line, "error": report}
+    if isinstance(error, AssertionError):
+        return {"result": "wrong_answer", "detail": line}
+    if isinstance(error, NameError | ImportError | SyntaxError | MemoryError | SystemExit | KeyboardInterrupt):
+        return {
+            "result": "unverifiable",
+            "detail": f"the test itself ends with {type(error).__name__}: {error}; {line}",
+        }
+    # A value of the wrong type or length makes an assert end with TypeError, IndexError and others.
+    return {"result": "wrong_answer", "detail": f"{type(error).__name__}: {error}; {line}"}
+
+
+def _scope(session: Session, tree: ast.Module, functions: set[str]) -> dict[str, Any]:
+    """Return the globals of a test: stand-ins and modules for the names that it uses and nothing defines."""
+    scope: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
+    for name in _free_names(tree):
+        if name in functions:
+            scope[name] = session.stand_in(name)
+        elif name in sys.stdlib_module_names:
+            with contextlib.suppress(ImportError):
+                scope[name] = importlib.import_module(name)
+    return scope
+
+
+def _free_names(tree: ast.Module) -> set[str]:
+    """Return the names that are read somewhere and bound nowhere in the text, and are no built-ins."""
+    read: set[str] = set()
+    bound: set[str] = set(dir(builtins))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                read.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.AsyncFunctionDef(name=name) | ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
+                bound.add(name)
+            case ast.alias(name=name, asname=renamed):
+                bound.add(renamed or name.partition(".")[0])
+            case _:
+                pass
+    return read - bound
+
+
+def _has_unused_check(tree: ast.Module) -> bool:
+    """Tell a test that defines `check(candidate)` and leaves it to the reader to call it."""
+    defined = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
+    return defined and not any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
+
+
+def _line(error: BaseException, text: str) -> str:
+    """Return the line of the test that the error went through, for people."""
+    found = ""
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == "<test>":
+            found = text.split("\n")[step.tb_lineno - 1].strip()
+        step = step.tb_next
+    return found[:200]
+
+
+def _exception(raised: dict[str, Any]) -> BaseException:
+    """Return an exception like the one that the program raised: of the same built-in type, or named after its own type."""
+    kinds = [getattr(builtins, kind, None) for kind in raised["kinds"]]
+    base = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseException))
+    kind = base if raised["kinds"][0] == base.__name__ else type(str(raised["kinds"][0]), (base,), {})
+    args = (raised["text"],) if raised["args"] is None else values.Decoder().decode(raised["args"])
+    try:
+        return kind(*args)
+    except Exception:  # Some need arguments that could not be carried.
+        error = kind.__new__(kind)
+        error.args = tuple(args)
+        return error

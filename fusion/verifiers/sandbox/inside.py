@@ -1,0 +1,179 @@
+"""What runs in a sandboxed process beside the program: loads it, calls it with what comes in, writes out what it gives.
+
+Nothing here is trusted by anybody: a program can replace all of it, and then says no more than it could have returned.
+No expected value ever comes into a process that runs a program.
+
+Lines on the channel, the first of which is always `{"ready": true}`:
+
+- `program`: in `{"code"}`; the program runs as `__main__`; out `{"exit": code}` or an error at its end.
+- `call`: in `{"code", "name", "args", "kwargs"}`; out `{"value"}`, `{"uncarried"}` or an error; plain trees.
+- `serve`: in `{"code"}`; out `{"loaded": true}` or an error; then per call in `{"name", "args", "kwargs"}`, out
+  `{"value", "contents"}`, `{"raised", "contents"}` or `{"uncarried"}`.
+- `test` (`asserts.py`) and `read` (`source.py`), in which no program runs.
+
+An error is `{"error": type, "text", "errno"}`.
+"""
+
+import atexit
+import os
+import random
+import sys
+import threading
+import traceback
+import types
+import warnings
+from typing import Any, NoReturn
+
+from fusion.verifiers.sandbox import asserts, source, values
+
+CHANNEL_FD = 4
+MAX_TEXT = 500
+"""Characters of an error's text that are passed on."""
+
+
+class Channel:
+    """Lines to and from the judge."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._read = bytearray()
+
+    def receive(self) -> Any:
+        """Return the tree of the next line; ends the process when there will be none."""
+        while (end := self._read.find(b"\n")) < 0:
+            data = os.read(self._descriptor, 1 << 16)
+            if not data:
+                os._exit(0)
+            self._read += data
+        line = bytes(self._read[:end])
+        del self._read[: end + 1]
+        return values.loads(line)
+
+    def send(self, tree: Any, prefix: bytes = b"") -> None:
+        """Send a tree as one line, after a prefix that the judge can tell lines by."""
+        data = memoryview(prefix + values.dumps(tree) + b"\n")
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+def run(role: str) -> NoReturn:
+    """Do what a role does and end this process."""
+    channel = Channel(CHANNEL_FD)
+    channel.send({"ready": True})
+    sys.argv = ["program.py"]
+    random.seed(0)  # The same program gives the same verdict tomorrow.
+    if role == "read":
+        warnings.simplefilter("ignore")  # Those of the parser would be printed.
+        while True:
+            job = channel.receive()
+            channel.send(source.read(job["text"], job["name"]))
+    job = channel.receive()
+    if role == "program":
+        _run_program(channel, job)
+    elif role == "call":
+        channel.send(_call_once(job))
+    elif role == "serve":
+        _serve(channel, job)
+    else:
+        asserts.run(channel, job)
+    os._exit(0)
+
+
+def _load(code: str, name: str) -> dict[str, Any]:
+    """Run a program's text as a module of this name and return its globals."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(code, "<program>", "exec", dont_inherit=True), module.__dict__)
+    return module.__dict__
+
+
+def _run_program(channel: Channel, job: dict[str, Any]) -> NoReturn:
+    """Run a program as Python would run a script, to the flush of its output."""
+    code, report = 0, {"exit": 0}
+    try:
+        _load(job["code"], "__main__")
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        report = {"exit": code}
+    except BaseException as error:
+        code, report = 1, describe(error)
+        traceback.print_exc()
+    threading._shutdown()  # type: ignore[attr-defined]  # Waits for threads, as the interpreter does at its end.
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = code or 120
+    channel.send(report)
+    os._exit(code & 0xFF)
+
+
+def _call_once(job: dict[str, Any]) -> dict[str, Any]:
+    """Load, call, and return the value as a plain tree."""
+    try:
+        module = _load(job["code"], "solution")
+        decoder = values.Decoder()
+        args, kwargs = decoder.decode(job["args"]), decoder.decode(job["kwargs"])
+        result = module[job["name"]](*args, **kwargs)
+    except BaseException as error:
+        return describe(error)
+    try:
+        return {"value": values.Encoder(plain=True).encode(result)}
+    except values.UncarriedError as error:
+        return {"uncarried": str(error)}
+    except BaseException as error:
+        return describe(error)
+
+
+def _serve(channel: Channel, job: dict[str, Any]) -> None:
+    """Load, and then answer calls until nobody asks any more."""
+    try:
+        module = _load(job["code"], "solution")
+    except BaseException as error:
+        channel.send(describe(error))
+        return
+    channel.send({"loaded": True})
+    while True:
+        channel.send(_answer(module, channel.receive()))
+
+
+def _answer(module: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+    """Make one call; what it did to its arguments goes back with what it gave."""
+    decoder = values.Decoder()
+    args, kwargs = decoder.decode(job["args"]), decoder.decode(job["kwargs"])
+    arguments = list(decoder.numbered)
+    encoder = values.Encoder(numbered=list(arguments))
+    try:
+        try:
+            result = module[job["name"]](*args, **kwargs)
+            report: dict[str, Any] = {"value": encoder.encode(result)}
+        except values.UncarriedError:
+            raise
+        except BaseException as error:
+            report = {"raised": _raised(error)}
+        report["contents"] = [encoder.contents(container) for container in arguments]
+    except values.UncarriedError as error:
+        return {"uncarried": str(error)}
+    except BaseException as error:
+        return {"raised": _raised(error), "contents": None}
+    return report
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Return the report of an error that a program did not catch."""
+    try:
+        text = str(error)[:MAX_TEXT]
+    except BaseException:  # An exception of the program's own, whose text is code of the program's own.
+        text = ""
+    number = error.errno if isinstance(error, OSError) else None
+    return {"error": type(error).__name__, "text": text, "errno": number if isinstance(number, int) else None}
+
+
+def _raised(error: BaseException) -> dict[str, Any]:
+    """Return what a test needs to raise an exception of this kind again."""
+    try:
+        args = values.Encoder(plain=True).encode(tuple(error.args))
+    except Exception:
+        args = None
+    return {"kinds": [kind.__name__ for kind in type(error).__mro__], "args": args, **describe(error)}

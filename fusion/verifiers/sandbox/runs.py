@@ -1,0 +1,420 @@
+"""What became of a program: the runs of the sandbox, judged from the outside.
+
+A `Runner` holds the expected values; they go into no process that runs a program. It may be used from any thread, one run at a
+time. A failure of the sandbox itself is tried again twice with a new zygote and is then `infra_error`.
+"""
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
+
+from fusion.errors import StageError
+from fusion.verifiers.sandbox import asserts, values
+from fusion.verifiers.sandbox.cases import Asserts, Call, Case, Printing
+from fusion.verifiers.sandbox.compare import same, same_output
+from fusion.verifiers.sandbox.limits import MIB, Limits
+from fusion.verifiers.sandbox.processes import START_S, Child, FloodError, Level, LostError, Sandbox
+
+RETRIES = 2
+READ_S = 5.0
+"""Longest time for finding the program in a response."""
+TEXTS_PER_READER = 2000
+"""Responses after which the process that reads them is replaced; Python's parser keeps some memory."""
+MAX_RESPONSE = 4 * MIB
+"""Characters of a response that are looked through for a program."""
+TEST_LINE = 64 * MIB
+"""Longest line of a test: the arguments of a call."""
+GRACE_S = 0.5
+"""How long a program that has closed its channel may take to end."""
+
+T = TypeVar("T")
+
+
+class Result(StrEnum):
+    """How a run ended."""
+
+    passed = "pass"
+    wrong_answer = "wrong_answer"
+    runtime_error = "runtime_error"
+    timeout = "timeout"
+    memory = "memory"
+    output_limit = "output_limit"
+    sandbox_denied = "sandbox_denied"
+    """The program did something that the sandbox refuses, and did not get over it."""
+    protocol_error = "protocol_error"
+    """The program spoke on the channel itself, or closed it."""
+    unverifiable = "unverifiable"
+    """The run says nothing: a value cannot be carried, or the test itself is broken."""
+    infra_error = "infra_error"
+    """The sandbox failed; says nothing of the program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, with one line for people."""
+
+    result: Result
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The program of a response, or why there is none."""
+
+    code: str = ""
+    functions: tuple[str, ...] = ()
+    """Names of its top-level functions."""
+    reason: str = ""
+    """`no_code` or `no_entry_point`; empty where there is a program."""
+    detail: str = ""
+
+
+_DENIED = (errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG)
+"""How the kernel says no to a program that goes too far."""
+
+PASS = Outcome(Result.passed)
+
+
+class _ProgramError(Exception):
+    """Ends a run early."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.detail)
+        self.outcome = outcome
+
+
+class Runner:
+    """Runs programs and says what became of them. Example: `Runner(Limits()).run(program, Asserts("assert f(1) == 2"), "f")`."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        float_tolerance: float = 1e-6,
+        ceiling: Level = "L3",
+        allow_weaker: Literal["L1"] | None = None,
+    ) -> None:
+        self._limits = limits
+        self._tolerance = float_tolerance
+        self._lock = threading.Lock()
+        self.sandbox = Sandbox(ceiling=ceiling, allow_weaker=allow_weaker)
+        self._reader: Child | None = None
+        self._num_read = 0
+
+    def start(self) -> None:
+        """Start the zygote.
+
+        Raises:
+            StageError: the sandbox cannot be had here.
+        """
+        with self._lock:
+            self.sandbox.start()
+
+    def close(self) -> None:
+        """End all processes; may be called twice."""
+        with self._lock:
+            self._close()
+
+    def read(self, text: str, name: str | None) -> Program:
+        """Return the program in a response; one that crashes the parser, or takes it too long, is none.
+
+        Raises:
+            LostError: the sandbox failed three times.
+        """
+        with self._lock:
+            return self._retried(lambda: self._read(text, name))
+
+    def run(self, program: Program, case: Case, name: str | None) -> Outcome:
+        """Return what became of a program in a test.
+
+        Args:
+            program: what `read` returned.
+            case: the test.
+            name: entry point; needed for `Call`.
+        """
+        with self._lock:
+            try:
+                return self._retried(lambda: self._run(program, case, name))
+            except (LostError, StageError) as error:
+                return Outcome(Result.infra_error, str(error))
+
+    def probe(self, code: str, limits: Limits) -> tuple[Outcome, bytes]:
+        """Run a program that reads nothing, and return how it ended and what it printed; for the self-test.
+
+        Raises:
+            LostError: the sandbox failed three times.
+        """
+        with self._lock:
+            return self._retried(lambda: self._run_program(code, "", limits))
+
+    def _retried(self, attempt: Callable[[], T]) -> T:
+        for retry in range(RETRIES + 1):
+            try:
+                return attempt()
+            except (LostError, OSError):
+                self._close()
+                if retry == RETRIES:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _close(self) -> None:
+        self._reader = None
+        self.sandbox.close()
+
+    # ---- the three kinds of runs ------------------------------------------------------------------
+
+    def _run(self, program: Program, case: Case, name: str | None) -> Outcome:
+        match case:
+            case Asserts(text):
+                return self._run_asserts(program, text, name)
+            case Call():
+                return self._run_call(program, case, name)
+            case Printing(stdin, stdout):
+                outcome, printed = self._run_program(program.code, stdin, self._limits)
+                if outcome.result is not Result.passed or same_output(stdout, _text(printed), self._tolerance):
+                    return outcome
+                return Outcome(Result.wrong_answer, f"printed {_shown(_text(printed))}, expected {_shown(stdout)}")
+
+    def _run_program(self, code: str, stdin: str, limits: Limits) -> tuple[Outcome, bytes]:
+        """Run a script to its end; `pass` means exit code 0."""
+        child = self.sandbox.spawn("program", limits, stdin=_bytes(stdin), keep=limits.output_bytes)
+        outcome = self._to_the_end(child, {"code": code}, limits)
+        if outcome is None:
+            report = self._only_line(child)
+            if isinstance(report, Outcome):
+                outcome = report
+            elif "error" in report:
+                outcome = _blame(report)
+            else:
+                outcome = PASS if child.status == 0 else Outcome(Result.runtime_error, _ending(child))
+        return outcome, bytes(child.printed["stdout"])
+
+    def _run_call(self, program: Program, case: Call, name: str | None) -> Outcome:
+        """Call the entry point once and compare what it returns."""
+        assert name is not None, "a call needs an entry point"
+        encoder = values.Encoder(plain=True)
+        job = {
+            "code": program.code,
+            "name": name,
+            "args": encoder.encode(tuple(case.args)),
+            "kwargs": encoder.encode(case.kwargs),
+        }
+        expected = encoder.encode(case.expected)
+        child = self.sandbox.spawn("call", self._limits)
+        outcome = self._to_the_end(child, job, self._limits)
+        report = outcome or self._only_line(child)
+        if isinstance(report, Outcome):
+            return report
+        if "error" in report:
+            return _blame(report)
+        if "uncarried" in report:
+            return Outcome(Result.unverifiable, f"{name} returned no plain value: {report['uncarried']}")
+        if child.status != 0 or "value" not in report:
+            return Outcome(Result.protocol_error, f"an answer of another kind; {_ending(child)}")
+        try:
+            if same(expected, report["value"], self._tolerance):
+                return PASS
+        except values.MalformedError as error:
+            return Outcome(Result.protocol_error, str(error))
+        return Outcome(Result.wrong_answer, f"{name} returned {_shown(report['value'])}, expected {_shown(expected)}")
+
+    def _run_asserts(self, program: Program, text: str, name: str | None) -> Outcome:
+        """Run a test in one process and the program in another, and carry calls between the two."""
+        solution = self.sandbox.spawn("serve", self._limits)
+        test = self.sandbox.spawn("test", self._limits, max_line=TEST_LINE)
+        solution.send(values.dumps({"code": program.code}))
+        test.send(values.dumps({"text": text, "name": name, "functions": program.functions}))
+        try:
+            self._await_ready(solution)
+            self._await_ready(test)
+            return self._relay(solution, test, time.monotonic() + self._limits.timeout_s)
+        except _ProgramError as error:
+            return error.outcome
+        except FloodError as error:
+            if error.child is test:
+                return Outcome(Result.unverifiable, f"the test: {error}")
+            return Outcome(Result.output_limit, str(error))
+        finally:
+            self.sandbox.end(solution, test)
+
+    def _relay(self, solution: Child, test: Child, deadline: float) -> Outcome:
+        loaded = self._answer(solution, deadline)
+        report = _report(loaded)
+        if "error" in report:
+            return _blame(report)
+        while True:
+            line = self._next_line(test, deadline)
+            if line is None or line.startswith(asserts.VERDICT):
+                return (
+                    _verdict(line[1:])
+                    if line
+                    else Outcome(Result.unverifiable, f"the test does not end: {_ending(test)}")
+                )
+            if solution.lines:
+                return Outcome(Result.protocol_error, "the program sent a line that nobody had asked for")
+            solution.send(line[1:])
+            test.send(self._answer(solution, deadline))
+
+    # ---- one child ----------------------------------------------------------------------------------
+
+    def _to_the_end(self, child: Child, job: dict[str, Any], limits: Limits) -> Outcome | None:
+        """Send a job and wait for the end of the process; None when it ended by itself within all limits."""
+        child.send(values.dumps(job))
+        try:
+            self._await_ready(child)
+            if not self.sandbox.pump(time.monotonic() + limits.timeout_s, lambda: child.status is not None):
+                return Outcome(Result.timeout, f"no end within {limits.timeout_s:g} s")
+            # It has ended, and had no children: what is left in the pipes ends too.
+            if not self.sandbox.pump(time.monotonic() + GRACE_S, lambda: child.drained):
+                raise LostError("the pipes of a program that has ended stay open")
+        except FloodError as error:
+            return Outcome(Result.output_limit, str(error))
+        finally:
+            self.sandbox.end(child)
+        return _by_status(child)
+
+    def _await_ready(self, child: Child) -> None:
+        """Wait until a child is restricted; until then it has run nothing but our code, so a failure is ours."""
+        line = self._next_line(child, time.monotonic() + START_S)
+        if line is None or _report(line).get("ready") is not True:
+            raise LostError(f"a child was not ready: {child.failed or line or _ending(child)}")
+
+    def _only_line(self, child: Child) -> dict[str, Any] | Outcome:
+        """Return what a child that has ended had to say: nothing, or one line."""
+        if len(child.lines) > 1 or child.has_partial_line:
+            return Outcome(Result.protocol_error, "the program sent lines of its own")
+        if not child.lines:
+            return {"exit": 0} if child.status == 0 else Outcome(Result.runtime_error, _ending(child))
+        try:
+            return _report(child.lines[0])
+        except _ProgramError as error:
+            return error.outcome
+
+    def _answer(self, solution: Child, deadline: float) -> bytes:
+        """Return the next line of a program that has been asked."""
+        line = self._next_line(solution, deadline)
+        if line is not None:
+            return line
+        if time.monotonic() >= deadline:
+            raise _ProgramError(Outcome(Result.timeout, f"no answer within {self._limits.timeout_s:g} s"))
+        # Its channel is closed: because it is ending, or by its own hand.
+        self.sandbox.pump(time.monotonic() + GRACE_S, lambda: solution.status is not None)
+        ended = solution.status is not None
+        said = _ending(solution) if ended else "the program closed its channel"
+        outcome = _by_status(solution) if ended else None
+        raise _ProgramError(outcome or Outcome(Result.runtime_error if ended else Result.protocol_error, said))
+
+    def _next_line(self, child: Child, deadline: float) -> bytes | None:
+        """Return the next line, or None when there is none until the deadline or ever."""
+        self.sandbox.pump(deadline, lambda: bool(child.lines) or child.silent or child.failed is not None)
+        return child.lines.popleft() if child.lines else None
+
+    def _read(self, text: str, name: str | None) -> Program:
+        if len(text) > MAX_RESPONSE:
+            return Program(
+                reason="no_code", detail=f"{len(text)} characters; at most {MAX_RESPONSE} are looked through"
+            )
+        if self._num_read >= TEXTS_PER_READER and self._reader is not None:
+            self.sandbox.end(self._reader)
+            self._reader = None
+        if self._reader is None:
+            self._reader = self.sandbox.spawn("read", Limits(memory_mb=1024), max_line=TEST_LINE)
+            self._num_read = 0
+            self._await_ready(self._reader)
+        self._num_read += 1
+        self._reader.send(values.dumps({"text": text, "name": name}))
+        try:
+            line = self._next_line(self._reader, time.monotonic() + READ_S)
+        except FloodError:
+            line = None
+        if line is None:
+            detail = f"Python's parser does not stand it: {_ending(self._reader)}"
+            self.sandbox.end(self._reader)
+            self._reader = None
+            return Program(reason="no_code", detail=detail)
+        report = values.loads(line)
+        if "reason" in report:
+            return Program(reason=report["reason"], detail=report["detail"])
+        return Program(report["code"], tuple(report["functions"]))
+
+
+def _report(line: bytes) -> dict[str, Any]:
+    """Return the fields of a line that a program may have written itself."""
+    try:
+        report = values.loads(line)
+    except values.MalformedError as error:
+        raise _ProgramError(Outcome(Result.protocol_error, str(error))) from None
+    if not isinstance(report, dict):
+        raise _ProgramError(Outcome(Result.protocol_error, "an answer of another kind"))
+    return report
+
+
+def _verdict(line: bytes) -> Outcome:
+    """Return what the process of a test says; it runs no program, only the test."""
+    report = values.loads(line)
+    if "error" in report:
+        return _blame(report["error"], report["detail"])
+    return Outcome(Result(report["result"]), report["detail"])
+
+
+def _blame(report: dict[str, Any], at: str = "") -> Outcome:
+    """Return what an error means that a program did not catch."""
+    name, text, number = (report.get(field) for field in ("error", "text", "errno"))
+    detail = f"{name}: {text}" + (f"; {at}" if at else "")
+    if name == "MemoryError":
+        return Outcome(Result.memory, detail)
+    if number in _DENIED:
+        return Outcome(Result.sandbox_denied, detail)
+    return Outcome(Result.runtime_error, detail)
+
+
+def _by_status(child: Child) -> Outcome | None:
+    """Return what the signal means that ended a process; None when it ended by itself.
+
+    Raises:
+        LostError: somebody else killed it, the kernel for want of memory perhaps.
+    """
+    assert child.status is not None
+    if not os.WIFSIGNALED(child.status):
+        return None
+    number = os.WTERMSIG(child.status)
+    if number == signal.SIGSYS:
+        return Outcome(Result.sandbox_denied, "a system call of another architecture")
+    if number == signal.SIGKILL:
+        if child.num_threads:
+            return Outcome(Result.sandbox_denied, f"{child.num_threads} threads")
+        if child.cpu_s >= child.most_cpu_s:
+            return Outcome(Result.timeout, f"{child.cpu_s:.0f} s of processor time")
+        raise LostError("a program was killed from outside the sandbox")
+    return Outcome(Result.runtime_error, _ending(child))
+
+
+def _ending(child: Child) -> str:
+    """Return how a process ended, with the last thing it wrote to stderr."""
+    last = _text(child.printed["stderr"]).strip().rpartition("\n")[2][:200]
+    if child.status is None:
+        how = "it has not ended"
+    elif os.WIFSIGNALED(child.status):
+        how = f"ended by {signal.Signals(os.WTERMSIG(child.status)).name}"
+    else:
+        how = f"exit code {os.WEXITSTATUS(child.status)}"
+    return f"{how}: {last}" if last else how
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(printed: bytes | bytearray) -> str:
+    return bytes(printed).decode("utf-8", "replace")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"
