@@ -69,7 +69,7 @@ def renamed(records: Iterable[Record], fields: Mapping[Any, FieldSource], *, fil
     if unseen and example is not None:
         path, name = next(iter(unseen.items()))
         raise InputError(
-            f"{file}: no record has a field {path!r} (fields.{name}); the first one has: {', '.join(map(str, example))}"
+            f"{file}: no record has a field {path!r}, named for {name}; the first one has: {', '.join(map(str, example))}"
         )
 
 

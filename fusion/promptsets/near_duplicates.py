@@ -8,6 +8,7 @@ misses at most one in a thousand of the pairs that just reach it, and fewer of c
 """
 
 import dataclasses
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fusion.promptsets.tokens import ngrams, words_and_signs
@@ -44,13 +45,13 @@ class NearDuplicates:
         self._threshold = threshold
         self._names: list[str] = []
         self._texts: list[str] = []
-        self._index: MinHashLSH | None = None
 
     def see(self, name: str, text: str) -> Match | None:
         """Return the most similar text seen before that reaches the threshold (of several the earliest), or remember
         this one under `name`."""
         mine = shingles(text)
-        sketch = _sketch(mine)
+        sketch = self._empty.copy()  # a new one would draw its permutations again, which is most of the time
+        sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in sorted(mine)])
         best: tuple[float, int] | None = None
         for place in sorted(int(str(key)) for key in self._lsh.query(sketch)):
             similarity = jaccard(mine, shingles(self._texts[place]))
@@ -63,13 +64,17 @@ class NearDuplicates:
         self._texts.append(text)
         return None
 
-    @property
+    @cached_property
     def _lsh(self) -> "MinHashLSH":
-        if self._index is None:
-            from datasketch import MinHashLSH  # brings scipy, and planning must not need it
+        from datasketch import MinHashLSH  # brings scipy, and planning must not need it
 
-            self._index = MinHashLSH(num_perm=NUM_PERM, params=bands(self._threshold))
-        return self._index
+        return MinHashLSH(num_perm=NUM_PERM, params=bands(self._threshold))
+
+    @cached_property
+    def _empty(self) -> "MinHash":
+        from datasketch import MinHash  # as above
+
+        return MinHash(num_perm=NUM_PERM, seed=SEED)
 
 
 def bands(threshold: float) -> tuple[int, int]:
@@ -92,11 +97,3 @@ def shingles(text: str) -> frozenset[str]:
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     """Return |a and b| / |a or b|. Example: of {1, 2, 3} and {2, 3, 4} it is 2 / 4."""
     return len(a & b) / len(a | b)
-
-
-def _sketch(found: frozenset[str]) -> "MinHash":
-    from datasketch import MinHash  # as above
-
-    sketch = MinHash(num_perm=NUM_PERM, seed=SEED)
-    sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in sorted(found)])
-    return sketch

@@ -1,7 +1,7 @@
 """Raw records into prompts: the one place that decides what a usable prompt is.
 
 Field names are those people have: `id` or `prompt_id`; `prompt` (text, or a list of messages as in TRL)
-or `messages`; `reference` or `answer`; `tests`; `entry_point`; `domain`. A record that cannot be a prompt
+or `messages`; `reference` or `answer`; `tests`; `entry_point`; `domain` (see `fields.py` for others). A record that cannot be a prompt
 gives a reason code and a detail, never an exception and never a silent gap.
 """
 
@@ -38,7 +38,7 @@ def to_prompt(record: dict[str, Any], *, domain: str | None, dataset: str | None
         Refused: with one of the reasons missing_prompt, empty_prompt, bad_messages, bad_field,
             too_long, bad_unicode, missing_domain.
     """
-    messages = _messages(record)
+    messages = messages_of(record)
     where = domain if domain is not None else record.get("domain")
     if not isinstance(where, str) or not where:
         raise Refused("missing_domain", "no domain in the record and none given for the set")
@@ -58,7 +58,8 @@ def to_prompt(record: dict[str, Any], *, domain: str | None, dataset: str | None
     return prompt
 
 
-def _messages(record: dict[str, Any]) -> tuple[Message, ...]:
+def messages_of(record: dict[str, Any]) -> tuple[Message, ...]:
+    """Return the conversation of a raw record, which ends with a user turn; raises Refused like `to_prompt`."""
     raw = record.get("messages") if record.get("messages") is not None else record.get("prompt")
     if raw is None:
         raise Refused("missing_prompt", f"no prompt or messages field; it has: {', '.join(map(str, record))}")
@@ -115,10 +116,15 @@ def _check_text(prompt: Prompt) -> None:
         raise Refused("too_long", f"{length} characters, at most {MAX_CHARS}")
     fields = [prompt.prompt_id, prompt.domain, prompt.reference or "", *prompt.tests, prompt.entry_point or ""]
     for text in [*fields, *(m.content for m in prompt.messages)]:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise Refused("bad_unicode", "holds a lone surrogate, which has no UTF-8 form") from None
+        check_unicode(text)
+
+
+def check_unicode(text: str) -> None:
+    """Raise Refused where a text cannot be written to a file."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refused("bad_unicode", "holds a lone surrogate, which has no UTF-8 form") from None
 
 
 def content_digest(messages: tuple[Message, ...]) -> str:

@@ -21,8 +21,9 @@ MOST_BINS = 24
 def score_statistics(directory: Path, chunks: Sequence[Chunk]) -> dict[str, Any]:
     """Return the notes of a score stage: `scores` with one entry per model, decoding and scorer, and `truncated`.
 
-    An entry: model, decoding, scorer, n, mean, std, min, max, truncated, mean_tokens, histogram (`edges`, `counts`)
-    and length_correlation (Pearson, of score and response tokens; None where either is constant).
+    An entry: model, decoding, scorer, n, mean, std, min, max, truncated, mean_tokens (None for answers of a data set, which
+    have no token ids), histogram (`edges`, `counts`) and length_correlation (Pearson, of score and response tokens; None
+    where either is constant).
     """
     found: dict[tuple[str, str, str], list[_Piece]] = {}
     for chunk in chunks:
@@ -41,7 +42,7 @@ def _statistics(pieces: Sequence["_Piece"]) -> dict[str, Any]:
     return {
         **summary(scores),
         "truncated": sum(piece.truncated for piece in pieces),
-        "mean_tokens": float(lengths.mean()),
+        "mean_tokens": float(lengths.mean()) if lengths.any() else None,
         "length_correlation": correlation(scores, lengths),
         "histogram": histogram(scores),
     }
