@@ -162,6 +162,8 @@ def select_notes(rule, share, drops, *, margins=None):
         "wins": {s: {"count": n, "share": n / total} for s, n in won.items()},
         "wins_by_domain": wins,
         "drops": drops,
+        "drops_by_domain": {"add": drops} if drops else {},
+        "weights": None,
         "domains": {"add": {"prompts": total + sum(drops.values()), "rows": total}},
         "answers": {},
         "margins": margins,

@@ -77,10 +77,11 @@ def selection(selections: Mapping[str, Notes]) -> str:
         wins = {source: won["count"] for source, won in notes["wins"].items()}
         cards.append(
             f'<div class="card"><h3>{escape(", ".join(names))}</h3>'
-            f'<p class="note">rule {escape(notes["rule"])}: {rows:,} of {prompts:,} prompts gave a row{_margin(notes)}</p>'
+            f'<p class="note">rule {escape(notes["rule"])}: {rows:,} of {prompts:,} prompts gave a row{_margin(notes)}{_weights(notes)}</p>'
             + (bars("Wins per source", wins) if any(wins.values()) else "")
             + _wins_by_domain(notes["wins_by_domain"])
             + bars("Dropped, by reason", notes["drops"])
+            + _drops_by_domain(notes["drops_by_domain"])
             + _lengths(notes["lengths"])
             + "</div>"
         )
@@ -90,6 +91,27 @@ def selection(selections: Mapping[str, Notes]) -> str:
 def _margin(notes: Notes) -> str:
     margins = notes["margins"]
     return f"; mean margin {number(margins['mean'])}" if margins else ""
+
+
+def _weights(notes: Notes) -> str:
+    """How evenly the weights of a prompt's answers are spread: 0 = one has everything."""
+    weights = notes["weights"]
+    if not weights:
+        return ""
+    entropy, equal = weights["mean_entropy"], weights["mean_entropy_if_equal"]
+    share = f", {percent(entropy / equal)} of that of equal weights" if equal else ""
+    return f"; {number(weights['mean_members'])} weights per row, mean entropy {number(entropy)} nats{share}"
+
+
+def _drops_by_domain(drops: Mapping[str, Mapping[str, int]]) -> str:
+    """One line per domain, where there are several."""
+    if len(drops) < 2:
+        return ""
+    told = "; ".join(
+        f"{domain}: {', '.join(f'{reason} {count:,}' for reason, count in reasons.items())}"
+        for domain, reasons in drops.items()
+    )
+    return f"<figcaption>Dropped, by domain: {escape(told)}</figcaption>"
 
 
 def _wins_by_domain(wins: Mapping[str, Mapping[str, int]]) -> str:

@@ -5,16 +5,17 @@ Nothing is held between requests; `parts` reads what a page or a prompt needs an
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
 from fusion.artifact import Artifact
+from fusion.rows import NOT_ROLES
 from serving.errors import ApiError
 from serving.page import parts
 from serving.page.parts import NEVER_SHOWN, find
-from serving.page.reasons import DROPS, Answer, Side, Use, use_of, why
+from serving.page.reasons import DROPS, Answer, Side, Use, rule_for, use_of, why
 from serving.page.runs import Arm, Run
 from serving.schemas import RequestModel, ResponseModel
 
@@ -188,6 +189,7 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
     if roles.keys() - {each.place for each in answers}:
         answers += _held(arm.selection, asked.prompt_id, answers)
     reason = drop["reason"] if drop else None
+    rule = rule_for(arm.rule, prompt["domain"])
     return PromptDetail(
         arm=arm.name,
         rule=arm.rule["type"],
@@ -200,7 +202,7 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
         words=_words(arm, drop, has_row=row is not None),
         weight=row["weight"] if row else None,
         margin=_margin(row) if row else None,
-        candidates=_candidates(answers, (role for role, _ in roles.values()), arm.rule, dropped=row is None),
+        candidates=_candidates(answers, (held.role for held in roles.values()), rule, dropped=row is None),
         lost=_lost(run, prompts_key, asked.prompt_id),
     )
 
@@ -219,7 +221,7 @@ def _arm(run: Run, name: str) -> Arm:
 
 def _rows(selection: Artifact, *, skip: int) -> Iterator[RowView]:
     for plain in parts.rows(selection, never=NOT_LISTED, skip=skip):
-        roles = [RoleView(role=role, model=m, score=s) for (m, _), (role, s) in _roles(plain).items()]
+        roles = [RoleView(role=held.role, model=m, score=held.score) for (m, _), held in _roles(plain).items()]
         yield RowView(**_short(plain["prompt"]), roles=roles)
 
 
@@ -245,15 +247,32 @@ def _searchable(entry: RowView) -> str:
     return f"{entry.prompt_id}\n{entry.domain}\n{entry.prompt}\n{models}\n{entry.dropped or ''}".casefold()
 
 
-def _roles(row: dict[str, Any]) -> dict[tuple[str, int], tuple[str, float]]:
-    """Return (model, sample) -> (role, score) of the answers in a row, in the order of the roles."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Held:
+    """An answer's place in a row."""
+
+    role: str
+    score: float
+    weight: float | None
+    """Its share of the row, in rows with several weighted answers."""
+
+
+def _roles(row: dict[str, Any]) -> dict[tuple[str, int], _Held]:
+    """Return (model, sample) -> what a row holds an answer as, in the order of the roles."""
     found = {}
-    for role, held in row.items():
-        if role in ("prompt", "weight"):
-            continue
-        for scored in held if isinstance(held, list) else [held]:
-            found[scored["response"]["model"], scored["response"]["sample"]] = (role, scored["score"])
+    for role, scored, weight in _members(row):
+        found[scored["response"]["model"], scored["response"]["sample"]] = _Held(role, scored["score"], weight)
     return found
+
+
+def _members(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], float | None]]:
+    """Yield (role, answer, weight) of all answers in a row."""
+    weights, groups = row.get("weights"), row.get("groups")
+    for role, held in row.items():
+        if role in NOT_ROLES:
+            continue
+        for place, scored in enumerate(_listed(held)):
+            yield role, scored, weights[groups[place] if groups else place] if weights else None
 
 
 # ---- one prompt -------------------------------------------------------------------------------
@@ -269,18 +288,14 @@ class _Found:
         return self.answer.model, self.plain["response"]["sample"]
 
 
-def _answers(
-    run: Run, prompts_key: str, prompt_id: str, roles: dict[tuple[str, int], tuple[str, float]]
-) -> list[_Found]:
+def _answers(run: Run, prompts_key: str, prompt_id: str, roles: dict[tuple[str, int], _Held]) -> list[_Found]:
     sources = run.source_names()
     found = []
-    for folder, artifact in run.scored(prompts_key):
-        side: Side = "source" if folder.slug in sources else "own"
+    for _, artifact in run.scored(prompts_key):
         for plain in find(artifact, "response.prompt_id", prompt_id):
             response = plain["response"]
-            role, _ = roles.get((response["model"], response["sample"]), (None, 0.0))
-            answer = Answer(response["model"], side, plain["score"], response["finish_reason"], role)
-            found.append(_Found(plain, answer))
+            side: Side = "source" if response["model"] in sources else "own"
+            found.append(_Found(plain, _answer(plain, side, roles.get((response["model"], response["sample"])))))
     return found
 
 
@@ -289,19 +304,28 @@ def _held(selection: Artifact, prompt_id: str, found: list[_Found]) -> list[_Fou
     known = {each.place for each in found}
     row = find(selection, "prompt.prompt_id", prompt_id)[0]
     more = []
-    for role, held in row.items():
-        for plain in (held if isinstance(held, list) else [held]) if role not in ("prompt", "weight") else ():
-            response = plain["response"]
-            if (response["model"], response["sample"]) not in known:
-                own = role.startswith("target_") or (role == "rejected" and "target_chosen" in row)
-                side: Side = "own" if own else "source"
-                answer = Answer(response["model"], side, plain["score"], response["finish_reason"], role)
-                more.append(_Found(plain, answer))
+    for role, plain, weight in _members(row):
+        if (plain["response"]["model"], plain["response"]["sample"]) not in known:
+            own = role.startswith("target_") or (role == "rejected" and "target_chosen" in row)
+            more.append(_Found(plain, _answer(plain, "own" if own else "source", _Held(role, plain["score"], weight))))
     return more
 
 
+def _answer(plain: dict[str, Any], side: Side, held: _Held | None) -> Answer:
+    response = plain["response"]
+    return Answer(
+        response["model"],
+        side,
+        plain["score"],
+        response["finish_reason"],
+        held.role if held else None,
+        plain["verdict"],
+        held.weight if held else None,
+    )
+
+
 def _candidates(
-    found: list[_Found], roles: Iterable[str], rule: dict[str, Any], *, dropped: bool
+    found: list[_Found], roles: Iterable[str], rule: Mapping[str, Any], *, dropped: bool
 ) -> list[CandidateView]:
     answers = [each.answer for each in found]
     in_row = [*dict.fromkeys(roles), None]
@@ -322,7 +346,7 @@ def _candidates(
                 objectives=dict(each.plain["objectives"]),
                 truncated=each.plain["truncated"],
                 role=answer.role,
-                use=use_of(answer.role),
+                use=use_of(answer.role, rule["type"]),
                 why=why(answer, answers, rule, dropped=dropped),
             )
         )
@@ -339,17 +363,29 @@ def _words(arm: Arm, drop: dict[str, str] | None, *, has_row: bool) -> str:
 
 
 def _margin(row: dict[str, Any]) -> float | None:
-    chosen = row.get("target_chosen") or row.get("chosen")
-    rejected = row.get("rejected")
-    return chosen["score"] - rejected["score"] if chosen and rejected else None
+    """Chosen minus rejected score; of several weighted pairs the weighted mean."""
+    chosen, rejected = row.get("target_chosen") or row.get("chosen"), row.get("rejected")
+    if not chosen or not rejected:
+        return None
+    weights: list[float] = row.get("weights") or [1.0]
+    pairs = zip(_listed(chosen), _listed(rejected), weights, strict=True)
+    return sum(weight * (better["score"] - worse["score"]) for better, worse, weight in pairs)
+
+
+def _listed(held: Any) -> list[dict[str, Any]]:
+    return held if isinstance(held, list) else [held]
 
 
 def _lost(run: Run, prompts_key: str, prompt_id: str) -> list[LostView]:
     """Return the answers to a prompt that generation or scoring refused."""
     found = []
     for folder, scored in run.scored(prompts_key):
-        made = run.find("generate", scored.manifest.inputs["responses"].key)
-        for stage, artifact in ((f"generate/{folder.slug}", made), (f"score/{folder.slug}", scored)):
+        key = scored.manifest.inputs["responses"].key
+        made = {kind: run.find(kind, key) for kind in ("generate", "existing")}
+        for stage, artifact in (
+            *((f"{kind}/{folder.slug}", a) for kind, a in made.items()),
+            (f"score/{folder.slug}", scored),
+        ):
             for q in parts.refused(artifact) if artifact else ():
                 if q["row_id"] == prompt_id or q["row_id"].startswith(f"{prompt_id}/"):
                     found.append(LostView(row_id=q["row_id"], stage=stage, reason=q["reason"], detail=q["detail"]))
