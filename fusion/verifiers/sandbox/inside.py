@@ -3,13 +3,13 @@
 Nothing here is trusted by anybody: a program can replace all of it, and then says no more than it could have returned.
 No expected value ever comes into a process that runs a program.
 
-Lines on the channel, the first of which is always `{"ready": true}`:
+Lines on the channel: out `{"ready": true}` once it is restricted; in a job with its `role`; and then
 
 - `program`: in `{"code"}`; the program runs as `__main__`; out `{"exit": code}` or an error at its end.
 - `call`: in `{"code", "name", "args", "kwargs"}`; out `{"value"}`, `{"uncarried"}` or an error; plain trees.
 - `serve`: in `{"code"}`; out `{"loaded": true}` or an error; then per call in `{"name", "args", "kwargs"}`, out
   `{"value", "contents"}`, `{"raised", "contents"}` or `{"uncarried"}`.
-- `test` (`asserts.py`) and `read` (`source.py`), in which no program runs.
+- `test` (`asserts.py`) and `read` (`source.py`): in these no program runs.
 
 An error is `{"error": type, "text", "errno"}`.
 """
@@ -21,7 +21,6 @@ import sys
 import threading
 import traceback
 import types
-import warnings
 from typing import Any, NoReturn
 
 from fusion.verifiers.sandbox import asserts, source, values
@@ -56,26 +55,24 @@ class Channel:
             data = data[os.write(self._descriptor, data) :]
 
 
-def run(role: str) -> NoReturn:
-    """Do what a role does and end this process."""
+def run() -> NoReturn:
+    """Do what the first line says and end this process."""
     channel = Channel(CHANNEL_FD)
     channel.send({"ready": True})
     sys.argv = ["program.py"]
     random.seed(0)  # The same program gives the same verdict tomorrow.
-    if role == "read":
-        warnings.simplefilter("ignore")  # Those of the parser would be printed.
-        while True:
-            job = channel.receive()
-            channel.send(source.read(job["text"], job["name"]))
     job = channel.receive()
-    if role == "program":
-        _run_program(channel, job)
-    elif role == "call":
-        channel.send(_call_once(job))
-    elif role == "serve":
-        _serve(channel, job)
-    else:
-        asserts.run(channel, job)
+    match job.pop("role"):
+        case "program":
+            _run_program(channel, job)
+        case "call":
+            channel.send(_call_once(job))
+        case "serve":
+            _serve(channel, job)
+        case "test":
+            asserts.run(channel, job)
+        case "read":
+            source.serve(channel)
     os._exit(0)
 
 

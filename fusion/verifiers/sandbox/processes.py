@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusion.errors import StageError
-from fusion.verifiers.sandbox import kernel
+from fusion.verifiers.sandbox import kernel, values
 from fusion.verifiers.sandbox.limits import Limits
 from fusion.verifiers.sandbox.syscalls import TABLES
 
@@ -67,10 +67,11 @@ class FloodError(Exception):
 
 
 class Child:
-    """A forked process, seen from the judge."""
+    """A forked process, seen from the judge. It waits for its first line, which `begin` sends."""
 
-    def __init__(self, number: int, limits: Limits, stdin: bytes, *, keep: int, max_line: int) -> None:
+    def __init__(self, number: int, limits: Limits) -> None:
         self.number = number
+        self.limits = limits
         self.lines: deque[bytes] = deque()
         """Lines that it sent on its channel and nobody has taken yet."""
         self.printed = {"stdout": bytearray(), "stderr": bytearray()}
@@ -78,30 +79,48 @@ class Child:
         self.status: int | None = None
         """Wait status once it has ended."""
         self.failed: str | None = None
-        """Why it could not be forked or restricted."""
+        """Why it could not be forked."""
         self.silent = False
         """Its channel is closed: no more lines."""
         self.cpu_s, self.most_cpu_s = 0.0, CPU_SHARE * limits.timeout_s
         """Processor time that it has used once it has ended, and may use at most."""
         self.num_threads = 0
         """Threads that it had when it was killed for them; 0 when it was not."""
-        self._limits = limits
-        self._keep = keep
-        self._max_line = max_line
+        self._keep = KEPT_OUTPUT
+        self._max_line = limits.value_bytes
         self._num_printed = 0
         self._partial = bytearray()
         self._to_send = bytearray()
-        self._to_feed = memoryview(stdin)
+        self._to_feed = memoryview(b"")
+        self._feeding = False
         self.channel, self._theirs = socket.socketpair()
         self.channel.setblocking(False)
         self._ends: dict[str, int] = {}
-        self._given: list[int] = [self._theirs.fileno()]
+        self.given: list[int] = [self._theirs.fileno()]
+        """Descriptors for the process: channel, stdin, stdout, stderr."""
         for name in ("stdin", "stdout", "stderr"):
             read, write = os.pipe()
             ours, theirs = (write, read) if name == "stdin" else (read, write)
             os.set_blocking(ours, False)
             self._ends[name] = ours
-            self._given.append(theirs)
+            self.given.append(theirs)
+
+    def begin(
+        self, role: str, job: dict, *, stdin: bytes = b"", keep: int = KEPT_OUTPUT, max_line: int | None = None
+    ) -> None:
+        """Say what it is to do.
+
+        Args:
+            role: what runs in it (`inside.py`).
+            job: what that needs to know.
+            stdin: what it can read.
+            keep: bytes of each printed stream that are kept.
+            max_line: longest line that it may send, the size of a value unless said otherwise.
+        """
+        self._keep = keep
+        self._max_line = max_line or self._max_line
+        self.send(values.dumps({"role": role, **job}))
+        self._to_feed, self._feeding = memoryview(stdin), True
         if not stdin:
             self._close("stdin")
 
@@ -114,17 +133,12 @@ class Child:
     def has_partial_line(self) -> bool:
         return bool(self._partial)
 
-    @property
-    def given(self) -> list[int]:
-        """Descriptors for the process: channel, stdin, stdout, stderr."""
-        return self._given
-
     def forked(self) -> None:
         """Close the process's ends on this side."""
         self._theirs.close()
-        for descriptor in self._given[1:]:
+        for descriptor in self.given[1:]:
             os.close(descriptor)
-        self._given = []
+        self.given = []
 
     def send(self, line: bytes) -> None:
         """Queue a line for its channel."""
@@ -133,7 +147,7 @@ class Child:
     def waits(self) -> dict[int, int]:
         """Return descriptor -> events to wait for."""
         events = {self._ends[name]: select.POLLIN for name in ("stdout", "stderr") if name in self._ends}
-        if "stdin" in self._ends:
+        if "stdin" in self._ends and self._feeding:
             events[self._ends["stdin"]] = select.POLLOUT
         if not self.silent:
             events[self.channel.fileno()] = select.POLLIN | (select.POLLOUT if self._to_send else 0)
@@ -159,7 +173,7 @@ class Child:
 
     def close(self) -> None:
         """Close everything of it on this side."""
-        if self._given:
+        if self.given:
             self.forked()
         self.channel.close()
         self.silent = True
@@ -211,8 +225,8 @@ class Child:
             return
         self._num_printed += len(data)
         self.printed[name] += data[: max(0, self._keep - len(self.printed[name]))]
-        if self._num_printed > self._limits.output_bytes:
-            raise FloodError(self, f"more than {self._limits.output_kb} KiB of output")
+        if self._num_printed > self.limits.output_bytes:
+            raise FloodError(self, f"more than {self.limits.output_kb} KiB of output")
 
     def _close(self, name: str) -> None:
         descriptor = self._ends.pop(name, None)
@@ -286,12 +300,13 @@ class Sandbox:
         ceiling: strongest level that is tried; for tests.
         allow_weaker: a level below L2 that will do where L2 cannot be had.
         """
-        levels: tuple[Level, ...] = ("L3", "L2", "L1")
+        levels: list[Level] = ["L3", "L2", "L1"]
         self._levels: list[Level] = [
             x for x in levels[levels.index(ceiling) :] if x != "L1" or "L1" in (allow_weaker, ceiling)
         ]
         self._zygote: _Zygote | None = None
         self._children: dict[int, Child] = {}
+        self._spares: list[Child] = []
         self._number = 0
         self.level: Level | None = None
         """The level that was reached; it stays the same for as long as this lives."""
@@ -314,7 +329,8 @@ class Sandbox:
                 f"the code sandbox needs Linux on {' or '.join(TABLES)}; this is {sys.platform} on {kernel.machine()}"
             )
         refusals = []
-        for level in self._levels if self.level is None else [self.level]:
+        levels: list[Level] = self._levels if self.level is None else [self.level]
+        for level in levels:
             zygote = _Zygote(level)
             hello = zygote.hello()
             if "refused" not in hello:
@@ -333,33 +349,47 @@ class Sandbox:
         for child in self._children.values():
             child.close()
         self._children.clear()
+        self._spares.clear()
         if self._zygote is not None:
             self._zygote.end()
             self._zygote = None
 
-    def spawn(
-        self, role: str, limits: Limits, *, stdin: bytes = b"", keep: int = KEPT_OUTPUT, max_line: int | None = None
-    ) -> Child:
-        """Have a process forked; its first line will be `ready`.
+    def child(self, limits: Limits) -> Child:
+        """Return a process that waits to `begin`: a spare one, or one that is forked now. Its first line is `ready`.
 
         Args:
-            role: what runs in it (`inside.py`).
-            limits: what it may use; the clock is the caller's.
-            stdin: what it can read.
-            keep: bytes of each printed stream that are kept.
-            max_line: longest line that it may send, the size of a value unless said otherwise.
+            limits: what it may use; the wall clock is the caller's.
 
         Raises:
             LostError: there is no zygote any more.
+            StageError: it cannot be started again.
         """
         if self._zygote is None:
             self.start()
+        for spare in self._spares:
+            if spare.limits == limits:
+                self._spares.remove(spare)
+                return spare
+        return self._fork(limits, clocked=True)
+
+    def reader(self, limits: Limits) -> Child:
+        """Return a process that may use any processor time, since it runs no program and does much work."""
+        if self._zygote is None:
+            self.start()
+        return self._fork(limits, clocked=False)
+
+    def keep_spares(self, limits: Limits, count: int) -> None:
+        """Have processes forked for the next runs, which then need not wait for it."""
+        while len(self._spares) < count:
+            self._spares.append(self._fork(limits, clocked=True))
+
+    def _fork(self, limits: Limits, *, clocked: bool) -> Child:
         assert self._zygote is not None
         self._number += 1
-        child = Child(self._number, limits, stdin, keep=keep, max_line=max_line or limits.value_bytes)
+        child = Child(self._number, limits)
         self._children[child.number] = child
-        cpu_s = None if role == "read" else math.ceil(child.most_cpu_s) + 1
-        request = {"run": child.number, "role": role, "memory_mb": limits.memory_mb, "cpu_s": cpu_s}
+        cpu_s = math.ceil(child.most_cpu_s) + 1 if clocked else None
+        request = {"run": child.number, "memory_mb": limits.memory_mb, "cpu_s": cpu_s}
         try:
             socket.send_fds(self._zygote.control, [json.dumps(request).encode()], child.given)
         except OSError as error:

@@ -172,19 +172,26 @@ class Runner:
     def _run(self, program: Program, case: Case, name: str | None) -> Outcome:
         match case:
             case Asserts(text):
-                return self._run_asserts(program, text, name)
+                outcome = self._run_asserts(program, text, name)
             case Call():
-                return self._run_call(program, case, name)
-            case Printing(stdin, stdout):
-                outcome, printed = self._run_program(program.code, stdin, self._limits)
-                if outcome.result is not Result.passed or same_output(stdout, _text(printed), self._tolerance):
-                    return outcome
-                return Outcome(Result.wrong_answer, f"printed {_shown(_text(printed))}, expected {_shown(stdout)}")
+                outcome = self._run_call(program, case, name)
+            case Printing():
+                outcome = self._run_printing(program, case)
+        self.sandbox.keep_spares(self._limits, 2 if isinstance(case, Asserts) else 1)
+        return outcome
+
+    def _run_printing(self, program: Program, case: Printing) -> Outcome:
+        """Run the program as a script and compare what it prints."""
+        outcome, printed = self._run_program(program.code, case.stdin, self._limits)
+        if outcome.result is not Result.passed or same_output(case.stdout, _text(printed), self._tolerance):
+            return outcome
+        return Outcome(Result.wrong_answer, f"printed {_shown(_text(printed))}, expected {_shown(case.stdout)}")
 
     def _run_program(self, code: str, stdin: str, limits: Limits) -> tuple[Outcome, bytes]:
         """Run a script to its end; `pass` means exit code 0."""
-        child = self.sandbox.spawn("program", limits, stdin=_bytes(stdin), keep=limits.output_bytes)
-        outcome = self._to_the_end(child, {"code": code}, limits)
+        child = self.sandbox.child(limits)
+        child.begin("program", {"code": code}, stdin=_bytes(stdin), keep=limits.output_bytes)
+        outcome = self._to_the_end(child)
         if outcome is None:
             report = self._only_line(child)
             if isinstance(report, Outcome):
@@ -206,8 +213,9 @@ class Runner:
             "kwargs": encoder.encode(case.kwargs),
         }
         expected = encoder.encode(case.expected)
-        child = self.sandbox.spawn("call", self._limits)
-        outcome = self._to_the_end(child, job, self._limits)
+        child = self.sandbox.child(self._limits)
+        child.begin("call", job)
+        outcome = self._to_the_end(child)
         report = outcome or self._only_line(child)
         if isinstance(report, Outcome):
             return report
@@ -226,10 +234,9 @@ class Runner:
 
     def _run_asserts(self, program: Program, text: str, name: str | None) -> Outcome:
         """Run a test in one process and the program in another, and carry calls between the two."""
-        solution = self.sandbox.spawn("serve", self._limits)
-        test = self.sandbox.spawn("test", self._limits, max_line=TEST_LINE)
-        solution.send(values.dumps({"code": program.code}))
-        test.send(values.dumps({"text": text, "name": name, "functions": program.functions}))
+        solution, test = self.sandbox.child(self._limits), self.sandbox.child(self._limits)
+        solution.begin("serve", {"code": program.code})
+        test.begin("test", {"text": text, "name": name, "functions": program.functions}, max_line=TEST_LINE)
         try:
             self._await_ready(solution)
             self._await_ready(test)
@@ -263,13 +270,13 @@ class Runner:
 
     # ---- one child ----------------------------------------------------------------------------------
 
-    def _to_the_end(self, child: Child, job: dict[str, Any], limits: Limits) -> Outcome | None:
-        """Send a job and wait for the end of the process; None when it ended by itself within all limits."""
-        child.send(values.dumps(job))
+    def _to_the_end(self, child: Child) -> Outcome | None:
+        """Wait for the end of a process; None when it ended by itself within all limits."""
+        timeout_s = child.limits.timeout_s
         try:
             self._await_ready(child)
-            if not self.sandbox.pump(time.monotonic() + limits.timeout_s, lambda: child.status is not None):
-                return Outcome(Result.timeout, f"no end within {limits.timeout_s:g} s")
+            if not self.sandbox.pump(time.monotonic() + timeout_s, lambda: child.status is not None):
+                return Outcome(Result.timeout, f"no end within {timeout_s:g} s")
             # It has ended, and had no children: what is left in the pipes ends too.
             if not self.sandbox.pump(time.monotonic() + GRACE_S, lambda: child.drained):
                 raise LostError("the pipes of a program that has ended stay open")
@@ -324,7 +331,8 @@ class Runner:
             self.sandbox.end(self._reader)
             self._reader = None
         if self._reader is None:
-            self._reader = self.sandbox.spawn("read", Limits(memory_mb=1024), max_line=TEST_LINE)
+            self._reader = self.sandbox.reader(Limits(memory_mb=1024))
+            self._reader.begin("read", {}, max_line=TEST_LINE)
             self._num_read = 0
             self._await_ready(self._reader)
         self._num_read += 1

@@ -7,6 +7,7 @@ every text. Nothing of the response is executed here.
 import ast
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,14 @@ MAX_CODE = 256 * 1024
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)")
 _PYTHON = ("", "py", "python", "python3", "py3")
+
+
+def serve(channel: Any) -> None:
+    """Read responses, `{"text", "name"}` each, for as long as somebody sends them."""
+    warnings.simplefilter("ignore")  # Those of the parser would be printed.
+    while True:
+        job = channel.receive()
+        channel.send(read(job["text"], job["name"]))
 
 
 def read(text: str, name: str | None) -> dict[str, Any]:

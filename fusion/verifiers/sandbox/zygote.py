@@ -4,7 +4,7 @@ It is a process of its own with nothing of its owner: not forked from it, no env
 control socket. It never reads what a program is given or says; the owner sends descriptors, and speaks with the child
 over them. So no child inherits anything of a program, test or expected value that came before it.
 
-Messages on the control socket, one JSON object each. From the owner: `{"run": n, "role": …, "limits": …}` with four
+Messages on the control socket, one JSON object each. From the owner: `{"run": n, "memory_mb", "cpu_s"}` with four
 descriptors (channel, stdin, stdout, stderr), `{"kill": n}`. To it: one `{"level": …}` or `{"refused": why}`, and for
 every run `{"run": n, "status": wait status, "cpu_s", "threads"}` or `{"run": n, "failed": why}`. End of file ends the zygote and all it runs.
 """
@@ -118,8 +118,7 @@ class Zygote:
                 _kill(pid)
 
     def _become_child(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        """Put all restrictions on and run a role; never returns."""
-        code = 1
+        """Put all restrictions on and do as it is told on its channel; never returns."""
         try:
             os.setsid()
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -131,12 +130,11 @@ class Zygote:
                 landlock.restrict(RULES_FD)
                 os.close(RULES_FD)
             seccomp.install(seccomp.assemble(seccomp.program(kernel.machine(), os.getpid())))
-            inside.run(message["role"])
-            code = 0
+            inside.run()
         except BaseException as error:
             os.write(CHANNEL_FD, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode() + b"\n")
         finally:
-            os._exit(code)
+            os._exit(1)
 
     def _place(self, descriptors: list[int]) -> None:
         """Leave a child its four descriptors at 0, 1, 2 and 4, and those it needs to import and to restrict itself."""
