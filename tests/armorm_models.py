@@ -1,5 +1,6 @@
 """Tiny random ArmoRM folders, as the published one is laid out: weights by their names, Llama 3's tokens and template."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def save_armorm(
     facts = {"num_objectives": num_objectives, "gating_temperature": 10, "gating_hidden_dim": 48, "gating_n_hidden": 3}
     facts |= fields
     sizes = [64, *[facts["gating_hidden_dim"]] * facts["gating_n_hidden"], num_objectives]
-    for number, (inner, outer) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (inner, outer) in enumerate(itertools.pairwise(sizes)):
         spread = 20 if outer == num_objectives else 1.5
         weights[f"gating.layers.{number}.weight"] = torch.randn(outer, inner) * spread * inner**-0.5
         weights[f"gating.layers.{number}.bias"] = torch.randn(outer) * 0.3

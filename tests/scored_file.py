@@ -4,7 +4,8 @@ from pathlib import Path
 
 from fusion.artifact import Artifact, file_sha256
 from fusion.models import ModelRef, PinnedModel
-from fusion.rewards import ClassifierSettings
+from fusion.rewards import RewardModelSettings
+from fusion.rewards.family import settings_for
 from fusion.rows import to_table
 from fusion.stage import Stage, StageContext, StageResult, run_stage
 from fusion.stages import score_file
@@ -17,7 +18,7 @@ def score_here(
     path: Path, folder: Path, work: Path, *, chunk_rows: int = 4, **config
 ) -> tuple[Artifact, RowFile, Index]:
     """Score a file; return the artifact, the file and its index."""
-    source, scorer = open_rows(path), ClassifierSettings()
+    source, scorer = open_rows(path), settings_for(folder, RewardModelSettings())
 
     def run(ctx: StageContext) -> StageResult:
         index = index_of(source, ctx.path, slice_rows=chunk_rows)

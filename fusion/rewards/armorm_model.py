@@ -129,9 +129,11 @@ def load_armorm(
     check_folder(folder)
     config = load_config(folder)
     facts, file = config.to_dict(), folder / "config.json"
-    if not is_armorm(facts) or not isinstance(config, LlamaConfig):
+    if not is_armorm(facts):
         found = (facts.get("architectures") or ["unknown"])[0]
         raise ModelError(f"{file}: {found} is not an ArmoRM, which is a {ARCHITECTURE}; write another type")
+    if not isinstance(config, LlamaConfig):
+        raise ModelError(f"{file}: model_type is {config.model_type}; an ArmoRM has the trunk of a llama")
     if not getattr(config, "gating_temperature", 10) > 0:
         raise ModelError(f"{file}: gating_temperature is {config.gating_temperature}; it must be above 0")
     names = objective_names(facts, file)

@@ -264,10 +264,9 @@ def _fault(model: Classifier, probe: list[Tokens], expected: list[tuple[float, .
     tolerance = 1e-4 if model._model.dtype == torch.float32 else 5e-2
     found_SO, alone_SO, expected_SO = torch.tensor(together), torch.tensor(alone), torch.tensor(expected)
     if not torch.allclose(found_SO, expected_SO, rtol=tolerance, atol=tolerance, equal_nan=True):
-        worst = int((found_SO - expected_SO).abs().amax(-1).argmax())
-        return (
-            f"a score of {found_SO[worst].tolist()} where the model's own forward gives {expected_SO[worst].tolist()}"
-        )
+        worst = (found_SO - expected_SO).abs().argmax()
+        found, wanted = found_SO.flatten()[worst].item(), expected_SO.flatten()[worst].item()
+        return f"a score of {found:.6g} where the model's own forward gives {wanted:.6g}"
     # By their text: NaN is not equal to itself, and 0.0 is equal to -0.0.
     model.tolerance = 0.0 if repr(alone) == repr(together) else float((found_SO - alone_SO).abs().max())
     # On GPUs kernels change with the size of a pass, padded or not; there the tolerance is told to clients instead.
