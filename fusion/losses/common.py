@@ -67,6 +67,22 @@ class LossInputs:
     """Optimizer steps done before this one."""
     total_steps: int
     """Optimizer steps of the whole training."""
+    weights: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """role -> (B,) or (B, K) share of its row that each response has, 0 where a row has no such response; the shares of a
+    row of FuseRL sum to 1. Roles that are left out have 1 for each response, as all of other row types."""
+    groups: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """role -> (B,) or (B, K) number of the group that each response belongs to, from 0; 0 where a row has no such
+    response, and for roles that are left out."""
+
+    def weights_of(self, role: str) -> torch.Tensor:
+        """Return (B,) or (B, K) shares of a role's responses, of the dtype of the log-probabilities."""
+        like = self.policy[role]
+        return self.weights.get(role, self.policy.num_tokens[role] > 0).to(like.dtype)
+
+    def groups_of(self, role: str) -> torch.Tensor:
+        """Return (B,) or (B, K) numbers of a role's groups."""
+        num_tokens = self.policy.num_tokens[role]
+        return self.groups.get(role, num_tokens.new_zeros(num_tokens.shape))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,7 +105,7 @@ class BaseLoss(Config):
         """Return each row's part of the denominator: its weight, so that the loss is a mean over rows.
 
         Args:
-            num_tokens: (B,) response tokens of each row, all roles together.
+            num_tokens: (B,) response tokens of each row, all roles together, each response's times its share of the row.
             weights: (B,) weights of the rows.
         """
         return weights
@@ -124,6 +140,17 @@ def mean_of_present(values: torch.Tensor, num_tokens: torch.Tensor) -> torch.Ten
         return values
     present_BK = num_tokens > 0
     return (values * present_BK).sum(1) / present_BK.sum(1).clamp(min=1)
+
+
+def weighted_sum(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return (B,) sums over the responses of a role, each times its share of the row.
+
+    Args:
+        values, weights: (B, K); or (B,) of a role with one response, which is all of its row and its own sum.
+    """
+    if values.dim() == 1:
+        return values
+    return (values * weights).sum(1)
 
 
 def detached(metrics: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def ipo_losses(margins_B: torch.Tensor, *, tau: float) -> torch.Tensor:
-    """Return (B,) squared distances of the margins from 1 / (2 tau), eq. 17."""
-    return (margins_B - 1 / (2 * tau)) ** 2
+def ipo_losses(margins: torch.Tensor, *, tau: float) -> torch.Tensor:
+    """Return the squared distances of the margins from 1 / (2 tau), eq. 17; the shape is kept."""
+    return (margins - 1 / (2 * tau)) ** 2
 
 
 class Ipo(Objective):
@@ -43,9 +43,9 @@ class Ipo(Objective):
         ratios = log_ratios(policy, reference)
         return ratios if self.log_ratios == "summed" else per_token(ratios, policy.num_tokens)
 
-    def losses(self, margins_B: torch.Tensor) -> torch.Tensor:
+    def losses(self, margins: torch.Tensor) -> torch.Tensor:
         """Return the squared distance of each margin from its goal."""
-        return ipo_losses(margins_B, tau=self.tau)
+        return ipo_losses(margins, tau=self.tau)
 
 
 class IpoLoss(PairLoss, Ipo):

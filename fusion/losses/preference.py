@@ -6,10 +6,18 @@ The one idea: DPO, length-normalised DPO, IPO and SimPO differ in two functions 
     L = losses(m) + nll_weight * NLL             m a difference of rewards, one number per row
 
 and a pair takes m = r(x, y_w) - r(x, y_l), while WRPO takes m of a mix of rewards (wrpo.py). So each objective is
-said once, in its own file, and pairs and WRPO use the same lines.
+said once, in its own file, and pairs and WRPO use the same lines. A row with several pairs (FusePO, arXiv 2504.06562,
+section 3) has the weighted sum of their losses, not the loss of a mix,
 
-Symbols: y_w `chosen`, y_l `rejected`, NLL = -log pi_theta(y_w|x) / |y_w| the mean per token of the chosen response,
-the term that keeps its probability from falling (RPO, arXiv 2404.19733, equation 1).
+    L = sum_i w_i * L_i,    sum_i w_i = 1
+
+which the abstract says in words ("weighted preferences") and no published text prints. With one pair it is that pair's
+loss, bit for bit. Example: DPO with beta 0.5 and log-ratios (2, -1) and (-1, 1) of two pairs has margins 1.5 and -1,
+losses 0.2014 and 1.3133, and with w = (0.75, 0.25) the row's loss is 0.1511 + 0.3283 = 0.4794; its metric
+`rewards/margins` is 0.75 * 1.5 + 0.25 * -1 = 0.875, and `rewards/accuracies` 0.75.
+
+Symbols: y_w `chosen`, y_l `rejected`, w_i shares of the row, NLL = -log pi_theta(y_w|x) / |y_w| the mean per token of
+the chosen response, the term that keeps its probability from falling (RPO, arXiv 2404.19733, equation 1).
 Legend: B = rows of a batch; role values are (B,) or (B, K), K = most responses of a row in that role.
 """
 
@@ -22,24 +30,24 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from fusion.config import Config
-from fusion.losses.common import BaseLoss, LossInputs, LossOutput, SequenceLogps, detached, per_token
-from fusion.rows import PreferencePair
+from fusion.losses.common import BaseLoss, LossInputs, LossOutput, SequenceLogps, detached, per_token, weighted_sum
+from fusion.rows import PreferencePair, WeightedPairs
 
 if TYPE_CHECKING:
     import torch
 
 
-def logistic_losses(margins_B: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Return (B,) -log sigmoid(m), or with label smoothing e the mix (1 - e) * -log s(m) + e * -log s(-m).
+def logistic_losses(margins: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """Return -log sigmoid(m) in the shape of the margins, or with label smoothing e the mix (1 - e) * -log s(m) + e * -log s(-m).
 
     Smoothing is the conservative DPO of Mitchell (2023): a share e of the labels is taken to be flipped.
     """
     from torch.nn.functional import logsigmoid  # here and not above: recipes load without torch
 
-    losses_B = -logsigmoid(margins_B)
+    losses = -logsigmoid(margins)
     if label_smoothing == 0:
-        return losses_B
-    return (1 - label_smoothing) * losses_B - label_smoothing * logsigmoid(-margins_B)
+        return losses
+    return (1 - label_smoothing) * losses - label_smoothing * logsigmoid(-margins)
 
 
 class Objective(Config):
@@ -55,8 +63,8 @@ class Objective(Config):
         """Return role -> reward of each response, in the shapes of `policy`; 0 for an absent response."""
 
     @abc.abstractmethod
-    def losses(self, margins_B: torch.Tensor) -> torch.Tensor:
-        """Return (B,) losses of (B,) margins."""
+    def losses(self, margins: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each margin, in the shape of the margins, (B,) or (B, K)."""
 
 
 class LogisticObjective(Objective):
@@ -65,16 +73,15 @@ class LogisticObjective(Objective):
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of preference labels taken to be wrong; 0 is the plain loss."""
 
-    def losses(self, margins_B: torch.Tensor) -> torch.Tensor:
+    def losses(self, margins: torch.Tensor) -> torch.Tensor:
         """Return the logistic loss of each margin."""
-        return logistic_losses(margins_B, self.label_smoothing)
+        return logistic_losses(margins, self.label_smoothing)
 
 
 def with_nll(
-    objective: Objective, margins_B: torch.Tensor, nll_B: torch.Tensor, metrics: Mapping[str, torch.Tensor]
+    objective: Objective, losses_B: torch.Tensor, nll_B: torch.Tensor, metrics: Mapping[str, torch.Tensor]
 ) -> LossOutput:
-    """Return the objective's losses, with the NLL of the chosen side added and logged where it has a weight."""
-    losses_B = objective.losses(margins_B)
+    """Return the losses, with the NLL of the chosen side added and logged where the objective gives it a weight."""
     if objective.nll_weight > 0:
         losses_B = losses_B + objective.nll_weight * nll_B
         metrics = {**metrics, "nll_loss": nll_B}
@@ -82,29 +89,33 @@ def with_nll(
 
 
 def pair_loss(inputs: LossInputs, *, objective: Objective) -> LossOutput:
-    """Return the loss of each pair and its metrics.
+    """Return the loss of each row and its metrics, both of them weighted sums over the row's pairs.
 
     Args:
-        inputs: roles `chosen` and `rejected`, each (B,).
+        inputs: roles `chosen` and `rejected`, each (B,), or (B, K) with the weights of the pairs; pair k of a row is
+            `chosen` k against `rejected` k.
     """
-    policy = inputs.policy
-    rewards_B = objective.rewards(policy, inputs.reference)
-    margins_B = rewards_B["chosen"] - rewards_B["rejected"]
-    metrics = {
-        "rewards/chosen": rewards_B["chosen"],
-        "rewards/rejected": rewards_B["rejected"],
-        "rewards/margins": margins_B,
-        "rewards/accuracies": margins_B > 0,
+    policy, weights = inputs.policy, inputs.weights_of("chosen")
+    rewards = objective.rewards(policy, inputs.reference)
+    margins = rewards["chosen"] - rewards["rejected"]
+    of_pairs = {
+        "rewards/chosen": rewards["chosen"],
+        "rewards/rejected": rewards["rejected"],
+        "rewards/margins": margins,
+        "rewards/accuracies": margins > 0,
         "logps/chosen": policy["chosen"],
         "logps/rejected": policy["rejected"],
     }
-    return with_nll(objective, margins_B, -per_token(policy.logps, policy.num_tokens)["chosen"], metrics)
+    metrics = {name: weighted_sum(values, weights) for name, values in of_pairs.items()}
+    losses_B = weighted_sum(objective.losses(margins), weights)
+    nll_B = weighted_sum(-per_token(policy.logps, policy.num_tokens)["chosen"], weights)
+    return with_nll(objective, losses_B, nll_B, metrics)
 
 
 class PairLoss(Objective, BaseLoss):
-    """A preference objective on pairs."""
+    """A preference objective on pairs: one of a row, or several with weights."""
 
-    row_types: ClassVar[tuple[type, ...]] = (PreferencePair,)
+    row_types: ClassVar[tuple[type, ...]] = (PreferencePair, WeightedPairs)
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the loss of each row; it does not depend on the step."""

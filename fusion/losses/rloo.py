@@ -1,5 +1,5 @@
-"""Leave-one-out REINFORCE on a fixed group of scored responses (RLOO, Ahmadian et al. 2024, arXiv 2402.14740,
-section 3; offline on source responses as in FuseRL, arXiv 2504.06562).
+"""Leave-one-out REINFORCE on fixed groups of scored responses (RLOO, Ahmadian et al. 2024, arXiv 2402.14740, section 3;
+offline on source responses as in FuseRL, arXiv 2504.06562).
 
     A_j = r_j - mean_{k != j} r_k                            the advantages of a group sum to zero
     L   = - (1/n) * sum_j A_j * log pi_theta(y_j|x)          plain: `clip: null`
@@ -14,44 +14,87 @@ reference, with the log-ratio in place of the ratio, so that nothing overflows:
 Within the range its gradient is that of the plain form; a response that has moved by more than `clip` nats per token
 in the direction of its advantage gets none. L is at least -(1/n) * sum_j |A_j| * c_j.
 
-Symbols: y_j `responses`, r_j their scores, n responses of the row, |y_j| tokens, pi_theta `policy`, pi_ref the frozen
-`reference`. The metrics `logps/chosen` and `logps/rejected` are those of the best and of the worst scored response.
-Legend: B = rows of a batch, K = most responses of a row; an absent response has 0 tokens and no part in anything.
+A row of FusePO has a group of responses per source, each compared within itself, and the weighted sum of their losses:
+
+    L = sum_i w_i * L_i,    sum_i w_i = 1
+
+Two more things that FuseRL leaves open are options. `advantages: normalised` divides the advantages of a group by the
+standard deviation of its scores (that of a sample, n - 1; as GRPO, arXiv 2402.03300, section 4.1.2), so that groups count
+alike whatever the spread of their scores. `per: token` takes log-probabilities, log-ratios and the range per token, log
+pi_theta / |y_j|, l_j / |y_j| and `clip`, so that long responses do not count more.
+
+Example: a first group with scores 3 and 1, advantages 2 and -2, and log-probabilities -5 and -7 has the plain loss
+-(2 * -5 + -2 * -7) / 2 = -2; a second one with scores 0, 1 and 2, advantages -1.5, 0 and 1.5, and log-probabilities -4,
+-3 and -2 has -(-1.5 * -4 + 1.5 * -2) / 3 = -1; with w = (0.75, 0.25) the row has 0.75 * -2 + 0.25 * -1 = -1.75.
+
+Symbols: y_j `responses`, r_j their scores, n responses of the group, |y_j| tokens, w_i the groups' shares of the row,
+pi_theta `policy`, pi_ref the frozen `reference`. The metrics are weighted sums over the groups; `logps/chosen` and
+`logps/rejected` are those of the best and of the worst scored response of a group.
+Legend: B = rows of a batch, K = most responses of a row, G = most groups of a row; an absent response has 0 tokens and no
+part in anything, an absent group has only such and the weight 0.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from fusion.losses.common import BaseLoss, LossInputs, LossOutput, detached, log_ratios, mean_of_present
-from fusion.rows import ResponseGroup
+from fusion.losses.common import (
+    BaseLoss,
+    LossInputs,
+    LossOutput,
+    SequenceLogps,
+    detached,
+    log_ratios,
+    mean_of_present,
+    weighted_sum,
+)
+from fusion.rows import ResponseGroup, WeightedGroups
 
 if TYPE_CHECKING:
     import torch
 
+ROLE = "responses"
+TINY = 1e-6
+"""Added to a standard deviation before something is divided by it, in units of the score."""
 
-def advantages(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Tensor:
-    """Return (B, K) r_j - mean of the others; 0 for absent responses and for one that has no others."""
+
+def leave_one_out(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Tensor:
+    """Return (B, K) advantages r_j - mean of the others; 0 for absent responses and for one that has no others."""
     n_B1 = present_BK.sum(1, keepdim=True)
     mean_B1 = (scores_BK * present_BK).sum(1, keepdim=True) / n_B1.clamp(min=1)
     # r_j - (n * mean - r_j) / (n - 1) = n / (n - 1) * (r_j - mean)
     return (n_B1 / (n_B1 - 1).clamp(min=1)) * (scores_BK - mean_B1) * present_BK
 
 
-def rloo_loss(inputs: LossInputs, *, clip: float | None) -> LossOutput:
+def deviations(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Tensor:
+    """Return (B, 1) standard deviations of the present scores, as of a sample (n - 1); 0 where all are alike."""
+    n_B1 = present_BK.sum(1, keepdim=True)
+    mean_B1 = (scores_BK * present_BK).sum(1, keepdim=True) / n_B1.clamp(min=1)
+    squares_B1 = (((scores_BK - mean_B1) * present_BK) ** 2).sum(1, keepdim=True)
+    return (squares_B1 / (n_B1 - 1).clamp(min=1)).sqrt()
+
+
+def group_loss(inputs: LossInputs, *, clip: float | None, normalised: bool, averaged: bool) -> LossOutput:
     """Return the loss of each group and its metrics.
 
     Args:
-        inputs: role `responses`, (B, K), with its scores.
+        inputs: role `responses`, (B, K), with its scores; a row is one group.
         clip: nats per token; None = the plain form.
+        normalised: whether advantages are divided by the standard deviation of the group's scores.
+        averaged: whether a response counts with its mean per token, or with its sum over tokens.
     """
     import torch  # here and not above: recipes load without torch
 
-    logps_BK, num_tokens_BK = inputs.policy["responses"], inputs.policy.num_tokens["responses"]
-    present_BK, scores_BK = num_tokens_BK > 0, inputs.scores["responses"].to(logps_BK.dtype)
-    advantages_BK = advantages(scores_BK, present_BK)
+    logps_BK, num_tokens_BK = inputs.policy[ROLE], inputs.policy.num_tokens[ROLE]
+    present_BK, scores_BK = num_tokens_BK > 0, inputs.scores[ROLE].to(logps_BK.dtype)
+    advantages_BK = leave_one_out(scores_BK, present_BK)
+    if normalised:
+        advantages_BK = advantages_BK / (deviations(scores_BK, present_BK) + TINY)
+    if averaged:
+        advantages_BK = advantages_BK / num_tokens_BK.clamp(min=1)  # instead of what they are multiplied by
     best_B1 = scores_BK.where(present_BK, -torch.inf).argmax(1, keepdim=True)
     worst_B1 = scores_BK.where(present_BK, torch.inf).argmin(1, keepdim=True)
     metrics = {
@@ -62,7 +105,7 @@ def rloo_loss(inputs: LossInputs, *, clip: float | None) -> LossOutput:
     if clip is None:
         return LossOutput(-mean_of_present(advantages_BK * logps_BK, num_tokens_BK), detached(metrics))
     ratios_BK, range_BK = (
-        log_ratios(inputs.policy, inputs.reference)["responses"],
+        log_ratios(inputs.policy, inputs.reference)[ROLE],
         clip * num_tokens_BK.to(logps_BK.dtype),
     )
     plain_BK = advantages_BK * ratios_BK
@@ -77,15 +120,65 @@ def rloo_loss(inputs: LossInputs, *, clip: float | None) -> LossOutput:
     return LossOutput(-mean_of_present(torch.minimum(plain_BK, clipped_BK), num_tokens_BK), detached(metrics))
 
 
+def by_group(inputs: LossInputs) -> tuple[LossInputs, torch.Tensor]:
+    """Return the groups as rows of their own, B * G of them in the order of the rows, and (B, G) shares of their rows.
+
+    A group is as wide as its row, (B * G, K), with the responses of other groups absent.
+    """
+    import torch  # as above
+
+    policy, shape = inputs.policy, inputs.policy[ROLE].shape
+    # Groups have two responses or more, so a row has K / 2 of them at most; to ask the data would wait for the GPU.
+    numbers_G = torch.arange(max(1, shape[1] // 2), device=policy[ROLE].device)
+    member_BGK = (inputs.groups_of(ROLE)[:, None] == numbers_G[:, None]) & (policy.num_tokens[ROLE] > 0)[:, None]
+
+    def spread(values_BK: torch.Tensor) -> torch.Tensor:
+        return values_BK[:, None].where(member_BGK, 0).flatten(0, 1)
+
+    def each(of: SequenceLogps) -> SequenceLogps:
+        return SequenceLogps({ROLE: spread(of[ROLE])}, {ROLE: spread(of.num_tokens[ROLE])})
+
+    groups = dataclasses.replace(
+        inputs,
+        policy=each(policy),
+        reference=inputs.reference and each(inputs.reference),
+        scores={ROLE: spread(inputs.scores[ROLE])},
+        weights={},
+        groups={},
+    )
+    weights_BGK = inputs.weights_of(ROLE)[:, None] * member_BGK  # all of a group have the same
+    return groups, weights_BGK.amax(2)
+
+
+def rloo_loss(inputs: LossInputs, *, clip: float | None, normalised: bool, averaged: bool) -> LossOutput:
+    """Return the loss of each row and its metrics, both of them weighted sums over the row's groups.
+
+    Args:
+        inputs: role `responses`, (B, K), with its scores, and the weights and groups of rows with several groups.
+    """
+    groups, weights_BG = by_group(inputs)
+    output = group_loss(groups, clip=clip, normalised=normalised, averaged=averaged)
+
+    def over_groups(values: torch.Tensor) -> torch.Tensor:
+        return weighted_sum(values.reshape(weights_BG.shape), weights_BG)
+
+    metrics = {name: over_groups(values) for name, values in output.metrics.items()}
+    return LossOutput(over_groups(output.losses_B), detached(metrics))
+
+
 class RlooLoss(BaseLoss):
     """Make the better responses of a group likelier than the worse ones, in proportion to their scores."""
 
-    row_types: ClassVar[tuple[type, ...]] = (ResponseGroup,)
+    row_types: ClassVar[tuple[type, ...]] = (ResponseGroup, WeightedGroups)
 
     type: Literal["rloo"] = "rloo"
     clip: float | None = Field(default=0.2, gt=0)
     """Nats per token by which a response may move from the reference before its gradient stops; null = the plain form,
     which has no lower bound and needs no reference."""
+    advantages: Literal["plain", "normalised"] = "plain"
+    """Advantages in units of the score, or divided by the standard deviation of their group's scores."""
+    per: Literal["sequence", "token"] = "sequence"
+    """Whether a response counts with its log-probability summed over its tokens or with the mean per token."""
 
     @property
     def needs_reference(self) -> bool:
@@ -94,4 +187,6 @@ class RlooLoss(BaseLoss):
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the loss of each row; it does not depend on the step."""
-        return rloo_loss(inputs, clip=self.clip)
+        return rloo_loss(
+            inputs, clip=self.clip, normalised=self.advantages == "normalised", averaged=self.per == "token"
+        )

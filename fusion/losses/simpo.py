@@ -43,9 +43,9 @@ class Simpo(LogisticObjective):
         """Return the scaled log-probabilities per token; the reference is not used."""
         return simpo_rewards(policy, beta=self.beta)
 
-    def losses(self, margins_B: torch.Tensor) -> torch.Tensor:
+    def losses(self, margins: torch.Tensor) -> torch.Tensor:
         """Return the logistic loss of what each margin has above gamma, eq. 6."""
-        return logistic_losses(margins_B - self.gamma, self.label_smoothing)
+        return logistic_losses(margins - self.gamma, self.label_smoothing)
 
 
 class SimpoLoss(PairLoss, Simpo):

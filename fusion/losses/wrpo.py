@@ -78,9 +78,8 @@ def wrpo_loss(inputs: LossInputs, *, objective: Objective, alpha: float) -> Loss
         "logps/target_chosen": policy["target_chosen"],
         "logps/rejected": rejected(policy.logps),
     }
-    return with_nll(
-        objective, margins_B, -preferred(per_token(policy.logps, num_tokens)), metrics | _extra_metrics(inputs, rewards)
-    )
+    losses_B, nll_B = objective.losses(margins_B), -preferred(per_token(policy.logps, num_tokens))
+    return with_nll(objective, losses_B, nll_B, metrics | _extra_metrics(inputs, rewards))
 
 
 def _extra_metrics(inputs: LossInputs, rewards: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from fusion.stage import StageContext, StageResult
 from fusion.stages.training import train
 from fusion.training import TrainConfig
 
-VERSION = 1
+VERSION = 2
 
 
 class PreferConfig(Config):

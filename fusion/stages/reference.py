@@ -14,7 +14,7 @@ from fusion.stage import StageContext, StageResult
 from fusion.stages.training import training_rows
 from fusion.train.run import run_reference
 
-VERSION = 2
+VERSION = 3
 CHUNK_ROWS = 2048
 
 

@@ -6,7 +6,7 @@ from fusion.stage import StageContext, StageResult
 from fusion.stages.training import train
 from fusion.training import TrainConfig
 
-VERSION = 1
+VERSION = 2
 
 
 class SftConfig(Config):
@@ -19,5 +19,5 @@ class SftConfig(Config):
 
 
 def run(ctx: StageContext) -> StageResult:
-    """Inputs: `model` (start) and `rows` (SftExample)."""
+    """Inputs: `model` (start) and `rows` (SftExample or WeightedResponses)."""
     return train(ctx, reference=None)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from fusion.artifact import atomic_file, read_part
 from fusion.errors import InputError
-from fusion.rows import Finish, Message, Response, group_roles, responses_of, roles
+from fusion.rows import Finish, Message, Response, group_roles, response_groups, response_weights, responses_of, roles
 
 _META = b"fuseline_training"
 
@@ -53,6 +53,10 @@ class EncodedRow:
     """role -> ids of each of its responses, end of turn included where the response was finished."""
     scores: Mapping[str, tuple[float, ...]]
     """role -> the scorer's number for each of its responses."""
+    shares: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """role -> the share of the row that each of its responses has; 1 each where the row type has no weights."""
+    groups: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """role -> the group of each of its responses; 0 each where the row type has no groups."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ def encode_row(row: Any, chat: Encoder, *, max_length: int) -> EncodedRow | Drop
         np.asarray(prompt_ids, np.int64),
         {role: tuple(np.asarray(ids, np.int64) for ids in group) for role, group in responses.items()},
         {role: tuple(float(scored.score) for scored in responses_of(row, role)) for role in responses},
+        {role: response_weights(row, role) for role in responses},
+        {role: response_groups(row, role) for role in responses},
     )
 
 
@@ -125,7 +131,9 @@ class Encoded:
             float(self.weights[index]),
             self._prompts[index],
             {role: self._responses[role].row(index) for role in self.roles},
-            {role: self._scores[role][index] for role in self.roles},
+            {role: self._facts[_score(role)][index] for role in self.roles},
+            {role: self._facts[_weight(role)][index] for role in self.roles},
+            {role: self._facts[_group(role)][index] for role in self.roles},
         )
 
     def rows(self, indices: Iterable[int]) -> list[EncodedRow]:
@@ -150,6 +158,16 @@ class Encoded:
         return np.sum([self._responses[role].row_lengths for role in self.roles], axis=0)
 
     @cached_property
+    def weighted_response_tokens(self) -> np.ndarray:
+        """(rows,) response tokens of all roles together, each response's times its share of the row."""
+        totals = np.zeros(len(self))
+        for role in self.roles:
+            shares = np.fromiter((share for row in self._facts[_weight(role)] for share in row), np.float64)
+            rows = np.repeat(np.arange(len(self)), self.num_responses_of(role))
+            totals += np.bincount(rows, shares * self._responses[role].item_lengths, minlength=len(self))
+        return totals
+
+    @cached_property
     def num_responses(self) -> np.ndarray:
         """(rows,) responses of all roles together."""
         return np.sum([self.num_responses_of(role) for role in self.roles], axis=0)
@@ -171,7 +189,15 @@ class Encoded:
 
     def scores(self, role: str) -> np.ndarray:
         """(rows,) scores of a role, or (rows, K) of a group role, filled with 0."""
-        return self._tables[role]
+        return self._tables[_score(role)]
+
+    def shares(self, role: str) -> np.ndarray:
+        """(rows,) or (rows, K) shares of their row that the responses of a role have, filled with 0."""
+        return self._tables[_weight(role)]
+
+    def groups(self, role: str) -> np.ndarray:
+        """(rows,) or (rows, K) numbers of the groups that the responses of a role belong to, filled with 0."""
+        return self._tables[_group(role)].astype(np.int64)
 
     def of_role(self, role: str, values: Sequence[Sequence[float]], *, missing: float = 0.0) -> np.ndarray:
         """Return one number per response as (rows,), or as (rows, K) for a group role, filled with `missing`."""
@@ -198,12 +224,14 @@ class Encoded:
         return {role: _ListsOfLists.of(self.table[role].combine_chunks()) for role in self.roles}
 
     @cached_property
-    def _scores(self) -> dict[str, list[tuple[float, ...]]]:
-        return {role: [tuple(values) for values in self.table[_score(role)].to_pylist()] for role in self.roles}
+    def _facts(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Column -> per row, a number for each response of its role."""
+        columns = [column(role) for role in self.roles for column in (_score, _weight, _group)]
+        return {name: [tuple(values) for values in self.table[name].to_pylist()] for name in columns}
 
     @cached_property
     def _tables(self) -> dict[str, np.ndarray]:
-        return {role: self.of_role(role, values) for role, values in self._scores.items()}
+        return {name: self.of_role(name.split("/", 1)[1], values) for name, values in self._facts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +273,11 @@ class _ListsOfLists:
         return np.diff(self.items.starts[self.row_starts])
 
     @property
+    def item_lengths(self) -> np.ndarray:
+        """(items,) tokens of each item of all rows."""
+        return np.diff(self.items.starts[self.row_starts[0] : self.row_starts[-1] + 1])
+
+    @property
     def longest(self) -> np.ndarray:
         """(rows,) tokens of the longest item of a row; 0 where it has none."""
         lengths = np.diff(self.items.starts)
@@ -255,6 +288,16 @@ class _ListsOfLists:
 def _score(role: str) -> str:
     """Column of a role's scores."""
     return f"score/{role}"
+
+
+def _weight(role: str) -> str:
+    """Column of the shares of their row that a role's responses have."""
+    return f"weight/{role}"
+
+
+def _group(role: str) -> str:
+    """Column of the groups that a role's responses belong to."""
+    return f"group/{role}"
 
 
 def encode_rows(rows: Iterable[Any], chat: Encoder, *, row_type: type, max_length: int) -> Encoded:
@@ -273,6 +316,8 @@ def encode_rows(rows: Iterable[Any], chat: Encoder, *, row_type: type, max_lengt
     for role in names:
         columns[role] = pa.array([list(r.responses[role]) for r in kept], pa.list_(pa.list_(pa.int32())))
         columns[_score(role)] = pa.array([r.scores[role] for r in kept], pa.list_(pa.float64()))
+        columns[_weight(role)] = pa.array([r.shares[role] for r in kept], pa.list_(pa.float64()))
+        columns[_group(role)] = pa.array([r.groups[role] for r in kept], pa.list_(pa.int32()))
     return Encoded(pa.table(columns).combine_chunks(), names, group_roles(row_type), num_rows, tuple(dropped))
 
 

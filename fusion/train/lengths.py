@@ -14,7 +14,7 @@ l = tokens of a response:
   z of the rejected responses) and the difference of their lengths.
 
 Preferred roles end in `chosen`, the others in `rejected`; rows without both (SFT, RLOO groups) give nothing. A role
-with several responses per row, (B, K), counts with the mean over those that exist.
+with several responses per row, (B, K), counts with the mean over those that exist, weighted where the row's pairs are.
 """
 
 import math
@@ -48,9 +48,10 @@ def row_sums(inputs: LossInputs) -> dict[str, torch.Tensor]:
     l_BN = torch.cat([lengths[role] for role in (*sides[0], *sides[1])], dim=1)
     there_BN = l_BN > 0
     weights_BN = torch.softmax(z_BN.masked_fill(~there_BN, -math.inf), dim=1)
-    preferred_z_B, preferred_l_B = _means(ratios, lengths, sides[0])
     chosen_BN = torch.cat([lengths[role] for role in sides[0]], dim=1)
-    rejected_z_B, rejected_l_B = _means(ratios, lengths, sides[1])
+    shares = {role: inputs.weights_of(role).to(z_BN.dtype).reshape(lengths[role].shape) for role in lengths}
+    preferred_z_B, preferred_l_B = _means(ratios, lengths, shares, sides[0])
+    rejected_z_B, rejected_l_B = _means(ratios, lengths, shares, sides[1])
     margin_B, difference_B = preferred_z_B - rejected_z_B, preferred_l_B - rejected_l_B
     values = {
         "tilted": (weights_BN * l_BN).sum(1),
@@ -77,14 +78,17 @@ def _flat(policy: SequenceLogps, reference: SequenceLogps) -> tuple[dict[str, to
 
 
 def _means(
-    ratios: Mapping[str, torch.Tensor], lengths: Mapping[str, torch.Tensor], roles: list[str]
+    ratios: Mapping[str, torch.Tensor],
+    lengths: Mapping[str, torch.Tensor],
+    shares: Mapping[str, torch.Tensor],
+    roles: list[str],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B,) mean log-ratio and mean length over the responses that a row has in the given roles."""
+    """(B,) mean log-ratio and mean length, weighted by the shares, over the responses that a row has in the given roles."""
     z_BN = torch.cat([ratios[role] for role in roles], dim=1)
     l_BN = torch.cat([lengths[role] for role in roles], dim=1)
-    there_BN = (l_BN > 0).double()
-    count_B = there_BN.sum(1).clamp(min=1)
-    return (z_BN * there_BN).sum(1) / count_B, l_BN.sum(1) / count_B
+    shares_BN = torch.cat([shares[role] for role in roles], dim=1)
+    total_B = shares_BN.sum(1)
+    return (z_BN * shares_BN).sum(1) / total_B, (l_BN * shares_BN).sum(1) / total_B
 
 
 def derive(metrics: Mapping[str, float], *, num_rows: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ Legend: B rows of a pass, K responses of a group role, S responses of all rows.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -59,8 +60,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def mass_of(run: TrainRun, rows: np.ndarray) -> float:
     """Return the denominator of the mean loss over rows of `run.data`; 1 where they all weigh nothing, as their sum is 0."""
-    weights = torch.from_numpy(run.data.weights[rows].copy())
-    return float(run.config.loss.mass(torch.from_numpy(run.data.num_response_tokens[rows]), weights).sum()) or 1.0
+    num_tokens, weights = (torch.from_numpy(of[rows]) for of in (run.data.weighted_response_tokens, run.data.weights))
+    return float(run.config.loss.mass(num_tokens, weights).sum()) or 1.0
 
 
 def shown(run: TrainRun, micro_batch: MicroBatch) -> tuple[tuple[int, ...], bool]:
@@ -114,29 +115,37 @@ class _RowFacts:
     scores: dict[str, torch.Tensor]
     step: int
     total_steps: int
+    weights: dict[str, torch.Tensor]
+    groups: dict[str, torch.Tensor]
 
     @classmethod
     def of(cls, run: TrainRun, batch: PackedBatch, rows: tuple[int, ...], *, step: int) -> "_RowFacts":
         """Look the rows up in the reference and in the data."""
 
-        def shown(values: np.ndarray, role: str) -> torch.Tensor:
-            """(B,) or (B, K) of the pass out of the table of all rows, which may be wider."""
-            found = torch.from_numpy(values[list(rows)]).to(run.device)
-            return found if found.dim() == 1 else found[:, : batch.index[role].shape[1]]
+        def shown(table: Callable[[str], np.ndarray]) -> dict[str, torch.Tensor]:
+            """role -> (B,) or (B, K) of the pass out of the table of all rows, which may be wider."""
+            found = {role: torch.from_numpy(table(role)[list(rows)]).to(run.device) for role in run.data.roles}
+            return {r: v if v.dim() == 1 else v[:, : batch.index[r].shape[1]] for r, v in found.items()}
 
-        scores = {role: shown(run.data.scores(role), role) for role in run.data.roles}
-        reference = None
+        data, reference = run.data, None
         if run.reference is not None:
-            logps = {role: shown(run.reference[role], role) for role in run.data.roles}
-            reference = SequenceLogps(logps, batch.num_tokens)
-        return cls(reference, scores, step, run.total_steps)
+            reference = SequenceLogps(shown(run.reference.__getitem__), batch.num_tokens)
+        return cls(
+            reference, shown(data.scores), step, run.total_steps, weights=shown(data.shares), groups=shown(data.groups)
+        )
 
     def inputs(self, policy: SequenceLogps, start: int, stop: int) -> LossInputs:
         """What the loss sees of rows `start` to `stop`, whose log-probabilities are given."""
+
+        def cut(of: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {role: values[start:stop] for role, values in of.items()}
+
         return LossInputs(
             policy,
             self.reference and self.reference.rows(start, stop),
-            {role: values[start:stop] for role, values in self.scores.items()},
+            cut(self.scores),
             self.step,
             self.total_steps,
+            weights=cut(self.weights),
+            groups=cut(self.groups),
         )

@@ -42,7 +42,8 @@ def data_of(row_type: type, *, num_rows: int) -> Encoded:
     }
     for role in roles(row_type):
         columns[role] = [[tiny_causal.random_ids(generator, int(generator.integers(1, 40)))] for _ in range(num_rows)]
-        columns[f"score/{role}"] = [[0.0]] * num_rows
+        columns |= {f"score/{role}": [[0.0]] * num_rows, f"weight/{role}": [[1.0]] * num_rows}
+        columns[f"group/{role}"] = [[0]] * num_rows
     return Encoded(pa.table(columns), roles(row_type), frozenset(), num_rows, ())
 
 

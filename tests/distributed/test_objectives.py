@@ -17,8 +17,19 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from fusion.chat import Chat  # noqa: E402
-from fusion.losses import IpoLoss, RlooLoss, SimpoLoss, WrpoLoss, WrpoSimpoLoss  # noqa: E402
-from fusion.rows import PreferenceSet, ResponseGroup, group_roles, responses_of, roles  # noqa: E402
+from fusion.losses import DpoLoss, IpoLoss, RlooLoss, SftLoss, SimpoLoss, WrpoLoss, WrpoSimpoLoss  # noqa: E402
+from fusion.rows import (  # noqa: E402
+    PreferencePair,
+    PreferenceSet,
+    ResponseGroup,
+    SftExample,
+    WeightedGroups,
+    WeightedPairs,
+    WeightedResponses,
+    group_roles,
+    responses_of,
+    roles,
+)
 from fusion.train.encode import encode_rows  # noqa: E402
 from fusion.train.metrics import read_metrics  # noqa: E402
 from fusion.train.packing import Layout, pack  # noqa: E402
@@ -107,6 +118,71 @@ def test_every_objective_trains(ranks: Ranks, model_folder: Path, tmp_path: Path
         assert first["loss"] == pytest.approx(math.log(2) + 0.1 * first["nll_loss"], abs=1e-6)
         assert (first["alpha"], last["alpha"]) == (0.0, 0.5) and 0 < last["alpha_lr_weighted_mean"] < 0.5
         assert {"rewards/source_rejected", "logps/target_rejected"} <= first.keys()
+
+
+# ---- weighted rows ----------------------------------------------------------------------------
+
+
+def weighted(kind: str, n: int, *, count: int, whole: bool) -> list:
+    """A prompt with `count` answers, pairs or groups of weights 1 : 2 : 3 as one row, or each of them as a plain row of that
+    weight."""
+    asked = [prompt(n)] if whole else [dataclasses.replace(prompt(n), prompt_id=f"p{n}/{k}") for k in range(count)]
+    rows = asked * count if whole else asked
+    shares = tuple((k + 1) / sum(range(1, count + 1)) for k in range(count))
+    best = tuple(scored(p.prompt_id, f"s{k}", f"{n * 8} " * (1 + k), 2.0 + k) for k, p in enumerate(rows))
+    worst = tuple(scored(p.prompt_id, f"s{k}", "hm " * (1 + (n + k) % 4), 0.5) for k, p in enumerate(rows))
+    third = tuple(scored(p.prompt_id, f"s{k}", f"{k} or {n}", 1.0) for k, p in enumerate(rows))
+    groups = [(best[k], worst[k], third[k])[: 2 + (n + k) % 2] for k in range(count)]
+    if whole:
+        numbers = tuple(k for k, group in enumerate(groups) for _ in group)
+        return {
+            "sft": lambda: [WeightedResponses(asked[0], best, shares)],
+            "dpo": lambda: [WeightedPairs(asked[0], best, worst, shares)],
+            "rloo": lambda: [WeightedGroups(asked[0], tuple(s for g in groups for s in g), numbers, shares)],
+        }[kind]()
+    return {
+        "sft": lambda: [SftExample(p, best[k], shares[k]) for k, p in enumerate(asked)],
+        "dpo": lambda: [PreferencePair(p, best[k], worst[k], shares[k]) for k, p in enumerate(asked)],
+        "rloo": lambda: [ResponseGroup(p, groups[k], shares[k]) for k, p in enumerate(asked)],
+    }[kind]()
+
+
+WEIGHTED = {"sft": SftLoss(), "dpo": DpoLoss(beta=0.1, nll_weight=0.1), "rloo": RlooLoss()}
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_weighted_rows_train_as_plain_ones(ranks: Ranks, model_folder: Path, tmp_path: Path, kind: str) -> None:
+    """With one member a row it is plain training, bit for bit, metrics too. With up to three, every batch a whole epoch, it is
+    training on as many rows of their weights, however the work is cut: to rounding, which AdamW would make whole steps of
+    where a gradient is almost nothing, hence the larger eps.
+    """
+    loss = WEIGHTED[kind]
+
+    def train(name: str, rows: list, batch: int, **placement) -> tuple[dict, list[dict]]:
+        directory = tmp_path / name
+        directory.mkdir()
+        known = reference_of(model_folder, rows) if loss.needs_reference else None
+        settings = config(loss, global_batch=batch, epochs=1 if batch == 4 else 3, adam_eps=1e-5)
+        placed = CPU.model_copy(update=placement)
+        assert set(ranks.train(directory, model_folder, rows, known, settings, placed)) == {0}, log(directory)
+        lines = [{n: v for n, v in line.items() if n != "step_seconds"} for line in read_metrics(directory)]
+        return load_file(directory / "model/model.safetensors"), lines
+
+    def rows(*, whole: bool, most: int) -> list:
+        return [r for n in range(NUM_ROWS) for r in weighted(kind, n, count=1 + n % most, whole=whole)]
+
+    one, plain = (train(f"one {whole}", rows(whole=whole, most=1), 4) for whole in (True, False))
+    assert all(torch.equal(one[0][name], plain[0][name]) for name in plain[0]) and one[1] == plain[1]
+    several, apart = rows(whole=True, most=3), rows(whole=False, most=3)
+    assert (len(several), len(apart)) == (11, 21)
+    several = train("several", several, 100)
+    apart = train("apart", apart, 100, workers=1, zero_stage=1, tokens_per_micro_batch=100_000)
+    assert max((several[0][name] - one[0][name]).abs().max() for name in one[0]) > 1e-3
+    for name in several[0]:
+        assert torch.allclose(several[0][name], apart[0][name], rtol=0, atol=1e-5), name
+    for a, b in zip(several[1], apart[1], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6, rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
 def test_a_batch_that_weighs_nothing_changes_nothing(ranks: Ranks, model_folder: Path, tmp_path: Path) -> None:

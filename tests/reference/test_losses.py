@@ -1,5 +1,6 @@
 """Promises of every loss of the union: gradients, independence of rows, identities, and errors that name the field."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -23,8 +24,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 RAMP = {"from": 0.2, "to": 0.6}
 EXAMPLES = [
     {"type": "sft"},
+    {"type": "sft", "normalise": "responses"},
+    {"type": "sft", "normalise": "sums"},
     {"type": "rloo", "clip": 10.0},
+    {"type": "rloo", "clip": 10.0, "advantages": "normalised", "per": "token"},
     {"type": "rloo", "clip": None},
+    {"type": "rloo", "clip": None, "advantages": "normalised"},
+    {"type": "rloo", "clip": None, "per": "token"},
     {"type": "ipo", "tau": 0.4, "nll_weight": 0.2},
     *({"type": name, **fields} for name, fields in OBJECTIVES.items()),
     *({"type": "wrpo", "objective": name, "alpha": RAMP, **fields} for name, fields in OBJECTIVES.items()),
@@ -81,7 +87,7 @@ def test_a_row_is_the_same_alone_and_among_others(loss, row_type) -> None:
 @pytest.mark.parametrize(("loss", "row_type"), ON_ROWS)
 def test_losses_without_a_reference_do_not_look_at_one(loss, row_type) -> None:
     inputs = random_inputs(row_type, seed=8)
-    without = type(inputs)(inputs.policy, None, inputs.scores, inputs.step, inputs.total_steps)
+    without = dataclasses.replace(inputs, reference=None)
     if loss.needs_reference:
         with pytest.raises(AssertionError, match="needs the log-probabilities of the reference"):
             loss(without)
@@ -100,15 +106,16 @@ def test_float32_with_large_values_stays_finite(loss, row_type) -> None:
         ]
         sums = {r: v.clone().requires_grad_() for r, v in scaled[0].logps.items()}
         policy = SequenceLogps(sums, inputs.policy.num_tokens)
-        out = loss(type(inputs)(policy, scaled[1], inputs.scores, 1, 3))
+        out = loss(dataclasses.replace(inputs, policy=policy, reference=scaled[1]))
         assert torch.isfinite(out.losses_B).all()
         assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.losses_B.sum(), list(sums.values())))
 
 
 @pytest.mark.parametrize(("loss", "row_type"), ON_ROWS)
 def test_mass_counts_rows_or_tokens_and_nothing_of_weight_zero(loss, row_type) -> None:
-    mass = loss.mass(torch.tensor([2, 3, 4, 5]), torch.tensor([1.0, 1.0, 0.5, 0.0]))
-    assert mass.tolist() == ([2, 3, 2, 0] if loss.type == "sft" else [1, 1, 0.5, 0])
+    mass = loss.mass(torch.tensor([2, 3.5, 4, 5]), torch.tensor([1.0, 1.0, 0.5, 0.0]))
+    per_token = loss.type == "sft" and loss.normalise == "tokens"
+    assert mass.tolist() == ([2, 3.5, 2, 0] if per_token else [1, 1, 0.5, 0])
 
 
 @pytest.mark.parametrize("loss", PREFERENCE, ids=lambda loss: loss.type)
@@ -128,7 +135,7 @@ def test_policy_equal_to_reference(loss) -> None:
     """The margin is 0: logistic losses are ln 2, also with label smoothing, and IPO is (1 / (2 tau))^2."""
     for row_type in loss.row_types:
         inputs = random_inputs(row_type, rows=5, seed=3)
-        same = type(inputs)(inputs.policy, inputs.policy, inputs.scores, 1, 4)
+        same = dataclasses.replace(inputs, reference=inputs.policy)
         out = loss.model_copy(update={"nll_weight": 0.0})(same)
         expected = (1 / (2 * loss.tau)) ** 2 if hasattr(loss, "tau") else math.log(2)
         assert out.losses_B.tolist() == pytest.approx([expected] * 5, abs=1e-12)
@@ -164,11 +171,15 @@ def test_one_constant_cancels(fields, averaged) -> None:
 
 
 def test_rloo_plain_does_not_feel_a_constant_of_the_group() -> None:
-    """Advantages sum to zero, so one constant added to all log-probabilities of a group changes no loss."""
+    """Advantages sum to zero, so one constant added to all log-probabilities of a group changes no loss: every group of a
+    row may have its own."""
     loss = LOSS.validate_python({"type": "rloo", "clip": None})
-    inputs = random_inputs(loss.row_types[0], seed=4)
-    moved = {r: v + 3.25 * (inputs.policy.num_tokens[r] > 0) for r, v in inputs.policy.logps.items()}
-    torch.testing.assert_close(loss(with_logps(inputs, moved)).losses_B, loss(inputs).losses_B, rtol=1e-12, atol=1e-12)
+    for row_type in loss.row_types:
+        inputs = random_inputs(row_type, seed=4)
+        constants = 3.25 + inputs.groups.get("responses", torch.zeros(1, dtype=torch.int64))
+        moved = {r: v + constants * (inputs.policy.num_tokens[r] > 0) for r, v in inputs.policy.logps.items()}
+        found, expected = loss(with_logps(inputs, moved)).losses_B, loss(inputs).losses_B
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 # ---- shapes and configs -----------------------------------------------------------------------
@@ -222,6 +233,9 @@ def test_means_leave_absent_responses_out() -> None:
         ({"type": "ipo", "tau": 1, "log_ratios": "mean"}, "log_ratios"),
         ({"type": "simpo", "beta": 2}, "gamma"),
         ({"type": "rloo", "clip": 0}, "clip"),
+        ({"type": "rloo", "advantages": "whitened"}, "advantages"),
+        ({"type": "rloo", "per": "word"}, "per"),
+        ({"type": "sft", "normalise": "rows"}, "normalise"),
         ({"type": "sft", "beta": 1}, "beta"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fusion.losses import RlooLoss  # noqa: E402
-from fusion.losses.rloo import advantages  # noqa: E402
+from fusion.losses.rloo import leave_one_out  # noqa: E402
 from fusion.rows import ResponseGroup  # noqa: E402
 from loss_inputs import given, logps, random_inputs, with_logps  # noqa: E402
 
@@ -14,16 +14,16 @@ def test_advantages_by_hand() -> None:
     """Scores 1, 2, 6: minus the means of the others 4, 3.5, 1.5. Two scores 3, 1: 2 and -2. One alone: 0."""
     scores = torch.tensor([[1.0, 2.0, 6.0], [3.0, 1.0, 99.0], [5.0, 99.0, 99.0]])
     present = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
-    assert advantages(scores, present).tolist() == [[-3.0, -1.5, 4.5], [2.0, -2.0, 0.0], [0.0, 0.0, 0.0]]
+    assert leave_one_out(scores, present).tolist() == [[-3.0, -1.5, 4.5], [2.0, -2.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 def test_advantages_sum_to_zero_and_do_not_feel_the_zero_of_the_scores() -> None:
     inputs = random_inputs(ResponseGroup, rows=6, seed=1)
     present = inputs.policy.num_tokens["responses"] > 0
-    found = advantages(inputs.scores["responses"], present)
+    found = leave_one_out(inputs.scores["responses"], present)
     assert found.abs().sum() > 1
     torch.testing.assert_close(found.sum(1), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-14)
-    moved = advantages(inputs.scores["responses"] + 100, present)
+    moved = leave_one_out(inputs.scores["responses"] + 100, present)
     torch.testing.assert_close(moved, found, rtol=0, atol=1e-12)
 
 
@@ -73,7 +73,7 @@ def test_inside_the_range_the_gradient_is_that_of_the_plain_form() -> None:
     """-A_j / n, the REINFORCE coefficients."""
     inputs = random_inputs(ResponseGroup, rows=6, seed=2)
     present = inputs.policy.num_tokens["responses"] > 0
-    expected = -advantages(inputs.scores["responses"], present) / present.sum(1, keepdim=True)
+    expected = -leave_one_out(inputs.scores["responses"], present) / present.sum(1, keepdim=True)
     torch.testing.assert_close(gradient(RlooLoss(clip=None), inputs), expected)
     torch.testing.assert_close(gradient(RlooLoss(clip=100), inputs), expected)
 

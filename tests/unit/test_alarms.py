@@ -85,11 +85,12 @@ def test_length_correlation_speaks_of_the_mean_over_a_window() -> None:
 # ---- what a step adds up ----------------------------------------------------------------------
 
 
-def inputs(ratios: dict[str, list], lengths: dict[str, list]) -> LossInputs:
+def inputs(ratios: dict[str, list], lengths: dict[str, list], weights: dict[str, list] | None = None) -> LossInputs:
     zeros = {role: torch.zeros(torch.tensor(v).shape) for role, v in ratios.items()}
     counts = {role: torch.tensor(v) for role, v in lengths.items()}
     policy = SequenceLogps({role: torch.tensor(v) for role, v in ratios.items()}, counts)
-    return LossInputs(policy, SequenceLogps(zeros, counts), {}, 0, 1)
+    shares = {role: torch.tensor(v) for role, v in (weights or {}).items()}
+    return LossInputs(policy, SequenceLogps(zeros, counts), {}, 0, 1, weights=shares)
 
 
 def step_of(inputs_: LossInputs) -> dict[str, float]:
@@ -139,6 +140,24 @@ def test_group_roles_leave_out_what_a_row_does_not_have() -> None:
     values = {name.removeprefix(PREFIX): float(v) for name, v in found.items()}
     assert values["plain"] == values["tilted"] == 25
     assert (values["shortest"], values["longest"], values["m"], values["d"]) == (10, 30, 0, -20)
+
+
+def test_margins_and_differences_of_weighted_pairs_are_weighted() -> None:
+    """Pairs with z 2 and -1 of 20 and 10 tokens, and 0 and 4 of 30 and 50; w = (0.75, 0.25); a second row has one pair.
+
+    Margin 0.75 * 3 + 0.25 * -4 = 1.25, difference 0.75 * 10 + 0.25 * -20 = 2.5.
+    """
+    shares = [[0.75, 0.25], [1.0, 0.0]]
+    found = row_sums(
+        inputs(
+            {"chosen": [[2.0, 0.0], [1.0, 0.0]], "rejected": [[-1.0, 4.0], [0.0, 0.0]]},
+            {"chosen": [[20, 30], [7, 0]], "rejected": [[10, 50], [5, 0]]},
+            {"chosen": shares, "rejected": shares},
+        )
+    )
+    values = {name.removeprefix(PREFIX): v.tolist() for name, v in found.items()}
+    assert (values["m"], values["d"], values["plain"]) == ([1.25, 1.0], [2.5, 2.0], [27.5, 6.0])
+    assert (values["shortest"], values["longest"]) == ([20.0, 7.0], [30.0, 7.0])
 
 
 def test_losses_without_reference_or_sides_have_no_lengths() -> None:

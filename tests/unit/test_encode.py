@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fusion.errors import ArtifactError, InputError
@@ -16,8 +17,12 @@ from fusion.rows import (
     ResponseGroup,
     ScoredResponse,
     SftExample,
+    WeightedGroups,
+    WeightedPairs,
+    WeightedResponses,
 )
 from fusion.train.encode import encode_rows, load_encoded, save_encoded
+from fusion.train.held_out import take
 
 END = 256
 
@@ -59,7 +64,8 @@ def test_own_ids_are_kept_and_foreign_text_is_encoded() -> None:
     assert found == [[7, 8, END], [120, 121, END], [120, 121]]  # no end of turn where none was reached
     assert data.row(0).prompt_ids.tolist() == [97, 98, 99]
     assert data.row(0).weight == 0.5
-    assert data.num_response_tokens.tolist() == [3, 3, 2]
+    assert data.num_response_tokens.tolist() == data.weighted_response_tokens.tolist() == [3, 3, 2]
+    assert data.shares("response").tolist() == [1, 1, 1] and data.groups("response").tolist() == [0, 0, 0]
     assert data.longest.tolist() == [6, 6, 5]
 
 
@@ -130,6 +136,45 @@ def test_groups_of_any_size_are_stored(tmp_path: Path) -> None:
         assert found.num_shared_tokens.tolist() == [3 + 5, 3 + 9]
         assert found.longest.tolist() == [3 + 3, 3 + 4]
         assert found.group_roles == {"responses"}
+
+
+def test_weights_and_groups_are_stored_with_their_responses(tmp_path: Path) -> None:
+    """Tables are filled with 0; tokens count with their share: 0.75 * (1 + 1) + 0.25 * (3 + 1) = 2.5, one alone 2."""
+
+    def both(name: str, *texts: str) -> tuple[ScoredResponse, ...]:
+        return tuple(answer(name, text, score=float(9 - place)) for place, text in enumerate(texts))
+
+    answers = [
+        WeightedResponses(prompt("a"), both("a", "1", "333"), (0.75, 0.25)),
+        WeightedResponses(prompt("b"), both("b", "1"), (1.0,)),
+    ]
+    pairs = [
+        WeightedPairs(prompt("a"), both("a", "1", "333"), both("a", *"xyz")[1:], (0.75, 0.25)),
+        WeightedPairs(prompt("b"), both("b", "1"), both("b", "x", "22")[1:], (1.0,)),
+    ]
+    groups = [
+        WeightedGroups(prompt("a"), both("a", *"vwxyz"), (0, 0, 1, 1, 1), (0.75, 0.25)),
+        WeightedGroups(prompt("b"), both("b", *"yz"), (0, 0), (1.0,)),
+    ]
+    expected = {
+        "responses": ([[0.75, 0.25], [1, 0]], [[0, 0], [0, 0]], [2.5, 2]),
+        "chosen": ([[0.75, 0.25], [1, 0]], [[0, 0], [0, 0]], [0.75 * 4 + 0.25 * 6, 5]),
+        "rejected": ([[0.75, 0.25], [1, 0]], [[0, 0], [0, 0]], [0.75 * 4 + 0.25 * 6, 5]),
+        "all": ([[0.75, 0.75, 0.25, 0.25, 0.25], [1, 1, 0, 0, 0]], [[0, 0, 1, 1, 1], [0] * 5], [4.5, 4]),
+    }
+    cases = [(answers, "responses", "responses"), (pairs, "chosen", "chosen"), (pairs, "rejected", "rejected")]
+    for rows, role, name in [*cases, (groups, "responses", "all")]:
+        shares, numbers, tokens = expected[name]
+        data = encode_rows(rows, ByteChat(), row_type=type(rows[0]), max_length=8)
+        save_encoded(data, tmp_path / "e.parquet")
+        for stored, order in ((data, [0, 1]), (load_encoded(tmp_path / "e.parquet"), [0, 1]), (data, [1, 0])):
+            found = take(stored, np.array(order))
+            assert found.shares(role).tolist() == [shares[n] for n in order]
+            assert found.groups(role).tolist() == [numbers[n] for n in order]
+            assert found.weighted_response_tokens.tolist() == [tokens[n] for n in order]
+        first = data.row(0)
+        assert first.shares[role] == tuple(shares[0]) and first.groups[role] == tuple(numbers[0])
+        assert take(data, np.array([1])).weighted_response_tokens.tolist() == [tokens[1]]
 
 
 def test_one_long_answer_drops_the_whole_group() -> None:
