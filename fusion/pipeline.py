@@ -15,14 +15,14 @@ from fusion.chat import ChatConfig
 from fusion.config import fingerprint
 from fusion.models import PinnedModel
 from fusion.placement import Demand, GeneratePlacement
-from fusion.promptsets import Clean, PromptSet
+from fusion.promptsets import Clean, ExistingAnswers, PromptSet
 from fusion.recipe import Arm, ModelSpec, Recipe, SftBlock
 from fusion.rewards import model_of
 from fusion.rows import Assignment, EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
 from fusion.sampling import Decoding
 from fusion.select import PairSplit, Side, Split
 from fusion.stage import Stage
-from fusion.stages import evaluate, export, generate, prefer, prompts, reference, score, select, sft, split
+from fusion.stages import evaluate, existing, export, generate, prefer, prompts, reference, score, select, sft, split
 from fusion.training import TrainConfig
 
 Node = Stage | PinnedModel
@@ -77,8 +77,11 @@ class _Builder:
         graph.models["target"] = self.given["target"]
         sources = {}
         for name, source in recipe.used_sources.items():
-            graph.models[name] = self.given[name]
-            sources |= self._source(name, source, training)
+            if isinstance(source, ModelSpec):
+                graph.models[name] = self.given[name]
+                sources |= self._source(name, source, training)
+            else:
+                sources[name] = self._score(name, training, self._existing(name, source, training))
         if isinstance(recipe.split, PairSplit):
             self.split = self._split(recipe.split, training, sources)
         graph.selections["sft"] = self._select(recipe.sft, training, sources, None)
@@ -116,6 +119,22 @@ class _Builder:
             answers = self._generate(name, slug, training, (decoding,), source.chat, domains=domains, without=without)
             scored[name if number == 0 else f"{name}@{number}"] = self._score(slug, training, answers)
         return scored
+
+    def _existing(self, name: str, source: ExistingAnswers, training: Stage) -> Stage:
+        """The answers that a data set has; those to prompts that are not ours are no failures."""
+        return self.graph.add(
+            Stage(
+                kind="existing",
+                slug=name,
+                version=existing.VERSION,
+                config=existing.ExistingConfig(name=name, answers=source.identity),
+                placement=existing.ExistingPlacement(answers=source),
+                inputs={"prompts": training},
+                run=existing.run,
+                row_type=Response,
+                max_quarantined=self.recipe.max_quarantined,
+            )
+        )
 
     def _split(self, rule: PairSplit, training: Stage, sources: Mapping[str, Stage]) -> Stage:
         return self.graph.add(
@@ -320,10 +339,11 @@ class _Builder:
     def _evaluate(self, held_out: Stage) -> Stage:
         block = self.recipe.evaluate
         assert block is not None
-        names = ("target", "sft", *self.recipe.arms, *self.recipe.used_sources)
+        asked = [name for name in self.recipe.used_sources if name in self.recipe.source_models]
+        names = ("target", "sft", *self.recipe.arms, *asked)
         scored = {}
         for name in names:
-            chat = self.recipe.sources[name].chat if name in self.recipe.sources else self.recipe.target.chat
+            chat = self.recipe.source_models.get(name, self.recipe.target).chat
             slug = f"{block.name}-{name}"
             answers = self._generate(name, slug, held_out, block.decodings, chat)
             scored[f"scored_{name}"] = self._score(slug, held_out, answers)
@@ -350,7 +370,10 @@ class _Builder:
 
     def _export(self, name: str) -> Stage:
         inputs: dict[str, Node] = {"model": self.graph.models[name], "rows": self.graph.selections[name]}
-        inputs |= {"target": self.given["target"], **{f"source_{n}": self.given[n] for n in self.recipe.used_sources}}
+        inputs |= {
+            "target": self.given["target"],
+            **{f"source_{n}": self.given[n] for n in self.recipe.used_sources if n in self.given},
+        }
         if self.graph.evaluation:
             inputs["evaluation"] = self.graph.evaluation
         return self.graph.add(
@@ -380,4 +403,6 @@ def unpinned(recipe: Recipe) -> list[str]:
     models = [f"{name} ({ref.repo})" for name, ref in recipe.models.items() if not ref.pinned]
     sets = [*recipe.prompts, *(recipe.evaluate.prompts if recipe.evaluate else ())]
     sets += recipe.clean.decontaminate.against if recipe.clean.decontaminate else ()
-    return models + [f"prompts ({s.repo})" for s in sets if s.type == "hub" and not s.pinned]
+    found = [("prompts", records) for records in sets]
+    found += [(n, source.data) for n, source in recipe.used_sources.items() if isinstance(source, ExistingAnswers)]
+    return models + [f"{name} ({r.repo})" for name, r in found if r.type == "hub" and not r.pinned]

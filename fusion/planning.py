@@ -50,6 +50,8 @@ def _rows_in(stage: Stage, state: State, store: Path, rows: dict[int, int | None
                 return None  # how many prompts a domain has is known when they have been read
             side = _side(inputs["prompts"], config.side, graph)
             return None if side is None else side * sum(d.num_samples for d in config.decodings)
+        case "existing":
+            return None  # a data set is not read just to be counted
         case "score":
             return inputs["responses"]
         case "split":

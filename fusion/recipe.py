@@ -5,10 +5,11 @@ heavy is imported, so a recipe can be checked and planned on any machine. There 
 recipe; the graph is made from it in `pipeline.py`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fusion.chat import ChatConfig
 from fusion.config import Config, Placement
@@ -16,7 +17,7 @@ from fusion.loading import read_layers, validate
 from fusion.losses import SftLoss
 from fusion.models import ModelRef
 from fusion.placement import GeneratePlacement, ScorePlacement
-from fusion.promptsets import Clean, PromptSet
+from fusion.promptsets import Clean, ExistingAnswers, PromptSet
 from fusion.rewards import Canary, Scorer, model_of
 from fusion.sampling import Decoding, Precision
 from fusion.select import AnySplit, Guard, Rule, with_seed
@@ -47,6 +48,18 @@ class ModelSpec(ModelRef):
         if self.domains is not None and (unasked := sorted(set(self.sampling_by_domain) - set(self.domains))):
             raise ValueError(f"sampling_by_domain.{unasked[0]}: that domain is not among domains {list(self.domains)}")
         return self
+
+
+def _with_type(value: Any) -> Any:
+    """Read a source that names no type as a model that is asked."""
+    return {"type": "model", **value} if isinstance(value, Mapping) and "type" not in value else value
+
+
+Source = Annotated[
+    Annotated[ModelSpec | ExistingAnswers, Field(discriminator="type")],
+    BeforeValidator(_with_type),
+]
+"""Where answers come from: a model that is asked, or a data set that has them."""
 
 
 class SftBlock(TrainConfig):
@@ -137,8 +150,8 @@ class Recipe(Config):
     """Directory of artifacts and results; shared storage on a cluster."""
     target: ModelSpec
     """The small model that is trained."""
-    sources: dict[Name, ModelSpec] = Field(min_length=1)
-    """The models to learn from, by name."""
+    sources: dict[Name, Source] = Field(min_length=1)
+    """What to learn from, by name: models that are asked, and data sets that have their answers."""
     prompts: tuple[PromptSet, ...] = Field(min_length=1)
     """Training prompts."""
     clean: Clean = Clean()
@@ -198,7 +211,7 @@ class Recipe(Config):
         if missing:
             raise ValueError(f"score has no scorer for domain {missing[0]!r}; add it, or '*' for all others")
         if self.evaluate is not None:
-            known = ("target", "sft", *self.arms, *self.sources)
+            known = ("target", "sft", *self.arms, *(n for n in self.used_sources if n in self.source_models))
             for name in [n for pair in self.evaluate.comparisons for n in pair]:
                 if name not in known:
                     raise ValueError(f"evaluate.comparisons: {name!r} is not a model; known: {', '.join(known)}")
@@ -208,24 +221,30 @@ class Recipe(Config):
         if serve.arm not in (*self.arms, "sft"):
             raise ValueError(f"serve.arm {serve.arm!r} is not an arm; arms: {', '.join(self.arms)}, or sft")
         for name in serve.also:
-            if name not in ("target", *self.sources):
-                raise ValueError(f"serve.also: {name!r} is not a given model; known: target, {', '.join(self.sources)}")
+            if name not in ("target", *self.source_models):
+                known = ", ".join(("target", *self.source_models))
+                raise ValueError(f"serve.also: {name!r} is not a given model; known: {known}")
         names = [serve.arm, *serve.also, *serve.rewards]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"serve names {name!r} twice; clients tell models apart by name")
 
     @property
-    def used_sources(self) -> dict[str, ModelSpec]:
+    def used_sources(self) -> dict[str, ModelSpec | ExistingAnswers]:
         """The sources that the target learns from."""
         return {n: s for n, s in self.sources.items() if self.learn_from is None or n in self.learn_from}
+
+    @property
+    def source_models(self) -> dict[str, ModelSpec]:
+        """The sources that are models: those that can be asked, evaluated and served."""
+        return {n: s for n, s in self.sources.items() if isinstance(s, ModelSpec)}
 
     @property
     def models(self) -> dict[str, ModelRef]:
         """Every given model by name, reward models as `score.<domain>` and `serve.<name>`."""
         scorers = {f"score.{d}": model for d, s in self.score.items() if (model := model_of(s)) is not None}
         rewards = {f"serve.{n}": m for n, m in self.serve.rewards.items()} if self.serve else {}
-        return {"target": self.target, **self.sources, **scorers, **rewards}
+        return {"target": self.target, **self.source_models, **scorers, **rewards}
 
     @property
     def result_dir(self) -> Path:
@@ -259,6 +278,8 @@ def _spread(data: dict[str, Any]) -> dict[str, Any]:
 def _spread_sampling(model: Any, sampling: dict[str, Any]) -> Any:
     if not isinstance(model, dict) or not isinstance(model.get("sampling") or {}, dict):
         return model  # validation names what is wrong with it
+    if model.get("type", "model") != "model":
+        return model  # answers that are there are not sampled
     own = {**sampling, **(model.get("sampling") or {})}
     spread = {**model, "sampling": own}
     if isinstance(by_domain := model.get("sampling_by_domain"), dict):

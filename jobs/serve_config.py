@@ -77,7 +77,7 @@ def from_recipe(recipe: Recipe) -> dict[str, Any]:
     # Date and thinking are fixed in the exported template; a system prompt is not a part of any template.
     own = ChatConfig(system=recipe.target.chat.system, date=recipe.target.chat.date)
     chat = {recipe.serve.arm: ChatModel(folder=folder, chat=own)}
-    given = {"target": recipe.target, **recipe.sources}
+    given = {"target": recipe.target, **recipe.source_models}
     for name in recipe.serve.also:
         chat[name] = ChatModel(folder=PinnedModel(name, given[name], digests).folder(), chat=given[name].chat)
     rewards = {

@@ -68,7 +68,10 @@ def _front_matter(given: Mapping[str, str]) -> str:
 
 
 def _sources(rows: Manifest, lineage: Sequence[Manifest], given: Mapping[str, str]) -> str:
-    answered = {m.key_payload["config"]["name"]: m for m in lineage if m.stage == "generate"}
+    answered: dict[str, list[Manifest]] = {}
+    for m in lineage:
+        if m.stage in ("generate", "existing"):
+            answered.setdefault(m.key_payload["config"]["name"], []).append(m)
     names = [name for name in {**answered, **given} if name not in ("target", "sft")]
     wins = rows.notes.get("wins", {})
     lines = [
@@ -80,18 +83,24 @@ def _sources(rows: Manifest, lineage: Sequence[Manifest], given: Mapping[str, st
     lines.append(f"| target | target | {_cell(given.get('target', 'see keys'))} | - | - | not recorded |")
     for name in names:
         won = wins.get(name, {}).get("count", "-")
-        cells = (name, given.get(name, "see keys"), _sampling(answered.get(name)), str(won), "not recorded")
+        cells = (name, given.get(name, "see keys"), _sampling(answered.get(name, ())), str(won), "not recorded")
         lines.append(f"| source | {' | '.join(map(_cell, cells))} |")
     return "\n".join([*lines, "", LICENCE_NOTE])
 
 
-def _sampling(answered: Manifest | None) -> str:
-    if answered is None:
-        return "-"
-    return "; ".join(
-        f"{d['num_samples']} at temperature {d['temperature']:g}, top-p {d['top_p']:g}"
-        for d in answered.key_payload["config"]["decodings"]
-    )
+def _sampling(answered: Sequence[Manifest]) -> str:
+    """How a source answered, which may differ between domains."""
+    told = []
+    for config in (m.key_payload["config"] for m in answered):
+        if "decodings" not in config:
+            told.append("answers of a data set")
+            continue
+        only = f" ({', '.join(config['domains'])})" if config.get("domains") else ""
+        told += [
+            f"{d['num_samples']} at temperature {d['temperature']:g}, top-p {d['top_p']:g}{only}"
+            for d in config["decodings"]
+        ]
+    return "; ".join(told) or "-"
 
 
 def _training(trained: Manifest | None, lineage: Sequence[Manifest]) -> str:

@@ -20,7 +20,7 @@ from fusion.models import ModelRef
 from fusion.rewards.armorm import ArmoRM, ArmoSettings
 from fusion.rewards.python import PythonScorer
 from fusion.rewards.sequence_classifier import ClassifierSettings, SequenceClassifier
-from fusion.verifiers import MathVerifier, Verifier
+from fusion.verifiers import CodeVerifier, MathVerifier, Verifier
 
 ModelScorer = SequenceClassifier | ArmoRM
 """Scorers that are reward models, in a recipe."""
@@ -50,7 +50,9 @@ class Verified(Config):
     """Ranks them."""
 
 
-Scorer = Annotated[ModelScorer | PythonScorer | MathVerifier | Verified | Unscored, Field(discriminator="type")]
+Scorer = Annotated[
+    ModelScorer | PythonScorer | MathVerifier | CodeVerifier | Verified | Unscored, Field(discriminator="type")
+]
 """What a recipe may write for a domain."""
 
 Ranker = Annotated[ModelSettings | PythonScorer | Unscored, Field(discriminator="type")]
@@ -70,7 +72,7 @@ class DomainScorer(Config):
         match scorer:
             case Verified():
                 return cls(verifier=scorer.verifier, reward=_settings(scorer.reward))
-            case MathVerifier():
+            case MathVerifier() | CodeVerifier():
                 return cls(verifier=scorer)
             case _:
                 return cls(reward=_settings(scorer))

@@ -5,9 +5,14 @@ and is closed. Model text is hostile input: no text makes a judge raise, hang, o
 Importing this package imports neither math-verify nor sympy; they are imported in the processes that check.
 """
 
+from typing import Annotated
+
+from pydantic import Field
+
+from fusion.verifiers.code import CodeVerifier
 from fusion.verifiers.common import Judge, Judgement
 from fusion.verifiers.math import MathVerifier
 
-Verifier = MathVerifier
+Verifier = Annotated[MathVerifier | CodeVerifier, Field(discriminator="type")]
 
-__all__ = ["Judge", "Judgement", "MathVerifier", "Verifier"]
+__all__ = ["CodeVerifier", "Judge", "Judgement", "MathVerifier", "Verifier"]

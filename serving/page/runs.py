@@ -200,7 +200,7 @@ class Run:
         """Names of the models whose answers some selection reads as those of a source."""
         selections = [self._artifact_or_none(f) for f in self._folders(self._history()) if f.kind == "select"]
         inputs = [name for artifact in selections if artifact for name in artifact.manifest.inputs]
-        return {name.removeprefix("source_") for name in inputs if name.startswith("source_")}
+        return {name.removeprefix("source_").partition("@")[0] for name in inputs if name.startswith("source_")}
 
     # ---- what belongs to the run ---------------------------------------------------------------
 
