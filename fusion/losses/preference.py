@@ -6,13 +6,13 @@ The one idea: DPO, length-normalised DPO, IPO and SimPO differ in two functions 
     L = losses(m) + nll_weight * NLL             m a difference of rewards, one number per row
 
 and a pair takes m = r(x, y_w) - r(x, y_l), while WRPO takes m of a mix of rewards (wrpo.py). So each objective is
-said once, in its own file, and pairs and WRPO use the same lines. A row with several pairs (FusePO, arXiv 2504.06562,
-section 3) has the weighted sum of their losses, not the loss of a mix,
+said once, in its own file, and pairs and WRPO use the same lines. A row with several pairs (FusePO, arXiv 2504.06562)
+has the weighted sum of their losses, not the loss of a mix,
 
     L = sum_i w_i * L_i,    sum_i w_i = 1
 
-which the abstract says in words ("weighted preferences") and no published text prints. With one pair it is that pair's
-loss, bit for bit. Example: DPO with beta 0.5 and log-ratios (2, -1) and (-1, 1) of two pairs has margins 1.5 and -1,
+which is inferred from the abstract ("weighted preferences"); the formula itself was not found. With one pair it is that
+pair's loss, bit for bit. Example: DPO with beta 0.5 and log-ratios (2, -1) and (-1, 1) of two pairs has margins 1.5 and -1,
 losses 0.2014 and 1.3133, and with w = (0.75, 0.25) the row's loss is 0.1511 + 0.3283 = 0.4794; its metric
 `rewards/margins` is 0.75 * 1.5 + 0.25 * -1 = 0.875, and `rewards/accuracies` 0.75.
 

@@ -1,5 +1,5 @@
 """Supervised fine-tuning on responses (first stage of WRPO, arXiv 2412.03187, and of FuseChat-3.0, arXiv 2503.04222),
-and on several responses of a prompt with weights (FuseSFT, arXiv 2504.06562, section 3).
+and on several responses of a prompt with weights (FuseSFT, arXiv 2504.06562).
 
     L = - (1/Z) * sum_x w_x * sum_i w_xi * log pi_theta(y_i|x),    Z = sum_x w_x * sum_i w_xi * |y_i|
 
@@ -7,8 +7,8 @@ Only response tokens count, end of turn included. The mean is over the whole glo
 the batch is cut into micro-batches or spread over workers. A row with one response has w_xi = 1, and then this is plain
 fine-tuning, by the same lines.
 
-FuseSFT's Z is printed differently in every text that has it, and whether a response counts with the sum or the mean over
-its tokens is nowhere to be found. So `normalise` says which mean is meant:
+FuseSFT's Z is printed in two ways (1/K and 1/L), and whether a response counts with the sum or the mean over its tokens
+was not found. So `normalise` says which mean is meant:
 
 - `tokens`, the default: as above, the weighted mean over tokens. It is what plain fine-tuning does.
 - `responses`: log pi_theta(y_i|x) / |y_i| in place of log pi_theta(y_i|x), and Z = sum_x w_x: every prompt counts once,

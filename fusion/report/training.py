@@ -38,7 +38,11 @@ def training(curves: Mapping[str, Curve], notices: Mapping[str, Sequence[Mapping
             *_role_charts(prefer),
         ]
     if imitate:
-        charts.append(_curve_chart("SFT loss", imitate, "loss", colours, "per response token, in nats"))
+        charts.append(
+            _curve_chart(
+                "SFT loss", imitate, "loss", colours, "in nats; per response token unless `normalise` says otherwise"
+            )
+        )
     charts += [
         _curve_chart("Held-out loss", curves, "eval/loss", colours, "on rows that were not trained on", smoothed=False),
         _curve_chart(
