@@ -20,7 +20,7 @@ from fusion.recipe import Arm, ModelSpec, Recipe, SftBlock
 from fusion.rewards import model_of
 from fusion.rows import Assignment, EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
 from fusion.sampling import Decoding
-from fusion.select import PairSplit, Side, Split
+from fusion.select import ByDomain, PairSplit, Rule, Side, Split
 from fusion.stage import Stage
 from fusion.stages import evaluate, existing, export, generate, prefer, prompts, reference, score, select, sft, split
 from fusion.training import TrainConfig
@@ -248,7 +248,7 @@ class _Builder:
         return self.graph.add(
             Stage(
                 kind="select",
-                slug=block.select.type,
+                slug=_slug(block.select),
                 version=select.VERSION,
                 config=select.SelectConfig(rule=block.select, split=self._ratio, guard=block.guard),
                 inputs=inputs,
@@ -314,7 +314,7 @@ class _Builder:
         return self.graph.add(
             Stage(
                 kind="reference",
-                slug=f"{arm.start}-{arm.select.type}",
+                slug=f"{arm.start}-{_slug(arm.select)}",
                 version=reference.VERSION,
                 config=reference.ReferenceConfig(
                     chat=self.recipe.target.chat,
@@ -388,6 +388,10 @@ class _Builder:
                 exclusive=True,
             )
         )
+
+
+def _slug(rule: Rule) -> str:
+    return rule.slug if isinstance(rule, ByDomain) else rule.type
 
 
 def _train_config(block: SftBlock | Arm) -> TrainConfig:

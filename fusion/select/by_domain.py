@@ -71,6 +71,11 @@ class ByDomain(Config):
         return next(iter(self.rules.values())).side
 
     @property
+    def slug(self) -> str:
+        """What directories of its rows are called: the kinds of its rules."""
+        return "-".join(dict.fromkeys(rule.type for rule in self.rules.values()))
+
+    @property
     def needs_own(self) -> bool:
         """Whether any rule reads the target's own answers."""
         return any(rule.needs_own for rule in self.rules.values())

@@ -1,39 +1,22 @@
 """The split by pairs: sides, the published counts of FuseChat-3.0 by arithmetic, and the stage that makes them."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from fusion.recipe import load_recipe
 from fusion.rows import Assignment, PreferencePair, Prompt, SftExample
-from fusion.select import AnySplit, Best, ByDomain, Drop, PairSplit, PromptGroup, Reason, Split
+from fusion.select import AnySplit, ByDomain, Drop, PairSplit, PromptGroup, Reason, Split
 from scored import prompt, scored
 
 SPLIT = TypeAdapter(AnySplit)
 
-FUSECHAT = {
-    "type": "pairs",
-    "seed": 42,
-    "pair": {
-        "type": "by_domain",
-        "rules": {
-            "instruction": {"type": "same_source_pair", "side": "all", "min_margin": 0.01, "max_margin": 0.1},
-            "math": {
-                "type": "same_source_pair", "side": "all", "contrast": "verdict", "min_margin": 0.01, "max_margin": 0.1
-            },
-            "code": {"type": "same_source_pair", "side": "all", "contrast": "verdict"},
-        },
-    },
-    "domains": {
-        "instruction": {"sft": 4, "preference": 6},
-        "math": "pairs_first",
-        "code": "pairs_first",
-        "chinese": "sft",
-    },
-}  # fmt: skip
-"""The published split, as the recipes have it."""
+RECIPE = load_recipe([Path(__file__).parents[2] / "jobs" / "recipes" / "fusechat3-llama31-8b.yaml"])
+"""The shipped recipe: its split and its rules are what is counted here."""
 
 PUBLISHED = {
     "UltraFeedback": ("instruction", 51_098, 20_439, 30_659),
@@ -49,9 +32,8 @@ PUBLISHED = {
 
 
 def fusechat() -> PairSplit:
-    split = SPLIT.validate_python(FUSECHAT)
-    assert isinstance(split, PairSplit)
-    return split
+    assert isinstance(RECIPE.split, PairSplit)
+    return RECIPE.split
 
 
 def test_the_published_table_adds_up():
@@ -72,13 +54,12 @@ def answered(domain: str, index: int, *, has_pair: bool, name: str) -> tuple:
 
 
 def test_a_synthetic_data_set_gives_the_published_counts_of_every_data_set():
-    """As many prompts with and without a pair as the published SFT and DPO counts need, split and selected by the rules.
+    """As many prompts with and without a pair as the published SFT and DPO counts need, split and selected as the shipped recipe says.
 
     Instruction data also have 1,000 prompts each whose gap is outside the window: they are in neither set, as in the
     published totals. 161,667 prompts in all.
     """
-    split, best = fusechat(), Best(only_correct=True, side="sft")
-    rules = {"instruction": Best(), "chinese": Best(), "math": best, "code": best}
+    split, rules = fusechat(), {"sft": RECIPE.sft.select, "preference": RECIPE.arms["fusechat3"].select}
     found, groups = [], {}
     for dataset, (domain, total, _, dpo) in PUBLISHED.items():
         with_pair = total if domain == "instruction" else dpo
@@ -89,13 +70,12 @@ def test_a_synthetic_data_set_gives_the_published_counts_of_every_data_set():
             group = PromptGroup(asked, answered(domain, index, has_pair=index < with_pair, name=name))
             outcome = split.pair(group)
             found.append((asked, outcome if isinstance(outcome, Drop) else None))
-            groups[name] = (group, outcome)
+            groups[name] = group
     sides = split.assign(found)
     sft, dpo = Counter(), Counter()
     for side in sides:
         if isinstance(side, Assignment):
-            group, outcome = groups[side.prompt_id]
-            row = rules[side.domain](group) if side.side == "sft" else outcome
+            row = rules[side.side](groups[side.prompt_id])
             assert isinstance(row, SftExample if side.side == "sft" else PreferencePair)
             (sft if side.side == "sft" else dpo)[side.dataset] += 1
     assert {name: (sft[name], dpo[name]) for name in PUBLISHED} == {n: row[2:] for n, row in PUBLISHED.items()}
