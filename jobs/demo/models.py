@@ -1,4 +1,4 @@
-"""The five tiny generators of the demo world, as plain Hugging Face models.
+"""The tiny generators of the demo worlds, as plain Hugging Face models.
 
 Only shapes and folders; training is in `jobs.demo.train`. The one idea: the architectures are the real
 ones (grouped queries, QK norm, soft caps, tied embeddings), so engines and trainers take them as they
@@ -48,16 +48,24 @@ class TinyModel:
     architecture: str
     family: Family
     vocab_size: int
-    skill: Skill | None = None
-    """The skill it is good at; None for the target."""
+    skills: tuple[Skill, ...] = ()
+    """What it is good at; empty for the target and the reward model."""
 
 
 SOURCES = (
-    TinyModel("llama-add", "llama", FAMILIES["llama"], 360, Skill.add),
-    TinyModel("qwen2-sort", "qwen2", FAMILIES["chatml"], 420, Skill.sort),
-    TinyModel("gemma2-translate", "gemma2", FAMILIES["gemma"], 350, Skill.translate),
-    TinyModel("mistral-reverse", "mistral", FAMILIES["mistral"], 330, Skill.reverse),
+    TinyModel("llama-add", "llama", FAMILIES["llama"], 360, (Skill.add,)),
+    TinyModel("qwen2-sort", "qwen2", FAMILIES["chatml"], 420, (Skill.sort,)),
+    TinyModel("gemma2-translate", "gemma2", FAMILIES["gemma"], 350, (Skill.translate,)),
+    TinyModel("mistral-reverse", "mistral", FAMILIES["mistral"], 330, (Skill.reverse,)),
 )
+"""Of the first world."""
+DOMAIN_SOURCES = (
+    TinyModel("llama-math", "llama", FAMILIES["llama"], 360, (Skill.add, Skill.take)),
+    TinyModel("qwen2-code", "qwen2", FAMILIES["chatml"], 420, (Skill.code,)),
+    TinyModel("gemma2-translate", "gemma2", FAMILIES["gemma"], 350, (Skill.translate,)),
+    TinyModel("mistral-order", "mistral", FAMILIES["mistral"], 330, (Skill.sort, Skill.reverse)),
+)
+"""Of the second world."""
 TARGET = TinyModel("target", "qwen3", FAMILIES["chatml"], 400)
 
 

@@ -39,13 +39,19 @@ Scored = tuple[str, str, float]
 """A prompt, an answer and its reward."""
 
 
-def scored_answers(num: int, *, rng: random.Random, exclude: Collection[Problem]) -> list[Scored]:
+def scored_answers(
+    num: int,
+    *,
+    turns: Sequence[Skill],
+    sources: Sequence[TinyModel],
+    rng: random.Random,
+    exclude: Collection[Problem],
+) -> list[Scored]:
     """Return `num` answers of all kinds of writers with their rewards."""
-    skills = tuple(Skill)
-    writers = (CAREFUL, SLOPPY, *(source_writer(skill) for skill in skills))
+    writers = (CAREFUL, SLOPPY, *map(source_writer, sources))
     rows: list[Scored] = []
     while len(rows) < num:
-        problem = make_problem(rng.choice(skills), rng)
+        problem = make_problem(rng.choice(turns), rng)
         if problem in exclude:
             continue
         answered = make_problem(problem.skill, rng) if rng.random() < ASTRAY_SHARE else problem

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from jobs.demo.curriculum import curriculum_of
 from jobs.demo.language import Problem
-from jobs.demo.models import SOURCES, TARGET, TinyModel, make_model, make_tokenizer, save, save_weights
+from jobs.demo.models import DOMAIN_SOURCES, SOURCES, TARGET, TinyModel, make_model, make_tokenizer, save, save_weights
 from jobs.demo.people import sloppy_pairs, source_pairs, target_pairs, tokenizer_texts
 from jobs.demo.reward import REWARD, fit_reward, make_reward_model, scored_answers
 from jobs.demo.train import FitSettings, encode, fit
@@ -41,14 +42,16 @@ def train_folder(
     transformers_logging.disable_progress_bar()
     rng = random.Random(f"{name}/{settings.seed}")
     seed = rng.getrandbits(31)
-    texts = tokenizer_texts(NUM_TOKENIZER_PROBLEMS, rng=rng, exclude=exclude)
+    turns = curriculum_of(settings).turns
+    sources = DOMAIN_SOURCES if settings.domains else SOURCES
+    texts = tokenizer_texts(NUM_TOKENIZER_PROBLEMS, turns=turns, rng=rng, exclude=exclude)
     if name == REWARD.name:
         model = make_reward_model(REWARD, texts=texts, folder=folder, seed=seed, max_length=MAX_LENGTH)
-        rows = scored_answers(settings.reward_examples, rng=rng, exclude=exclude)
+        rows = scored_answers(settings.reward_examples, turns=turns, sources=sources, rng=rng, exclude=exclude)
         facts = fit_reward(model, folder, rows, seed=seed)
         save_weights(model, folder)
         return facts
-    tiny = next(tiny for tiny in (*SOURCES, TARGET) if tiny.name == name)
+    tiny = next(tiny for tiny in (*sources, TARGET) if tiny.name == name)
     tokenizer = make_tokenizer(tiny, texts=texts, max_length=MAX_LENGTH)
     model = make_model(tiny, tokenizer, seed=seed, max_length=MAX_LENGTH)
     # The chat that renders the training text is read from the folder, like anyone else's.
@@ -68,12 +71,13 @@ def _teach(
     seed: int,
     exclude: Collection[Problem],
 ) -> dict[str, float]:
-    if tiny.skill is not None:
-        pairs = source_pairs(tiny, settings.source_examples, rng=rng, exclude=exclude)
+    turns = curriculum_of(settings).turns
+    if tiny.skills:
+        pairs = source_pairs(tiny, settings.source_examples, turns=turns, rng=rng, exclude=exclude)
         return fit(model, encode(folder, pairs), settings=SOURCE_FIT, seed=seed)
-    pairs = target_pairs(settings.target_examples, rng=rng, exclude=exclude)
+    pairs = target_pairs(settings.target_examples, turns=turns, rng=rng, exclude=exclude)
     first = fit(model, encode(folder, pairs), settings=TARGET_FIT, seed=seed)
-    habits = sloppy_pairs(settings.sloppy_examples, rng=rng, exclude=exclude)
+    habits = sloppy_pairs(settings.sloppy_examples, turns=turns, rng=rng, exclude=exclude)
     last = fit(model, encode(folder, habits), settings=SLOPPY_FIT, seed=seed + 1)
     return {
         "loss": last["loss"],

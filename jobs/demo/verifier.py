@@ -5,6 +5,9 @@ of the reward is bounded and each is paid once, so neither length nor repetition
 
     reward = 0.40 share of positions right + 0.25 exact + 0.15 share of working items right
            + 0.10 opener + 0.10 closer - 0.20 if out of the grammar or without end of turn, at least 0
+
+Subtractions and programs are for the math and the code verifier, which say only what is correct: `verify` refuses their
+prompts. `judge` takes every problem, as the goal of the demo's reward model; of a program it compares the text.
 """
 
 import re
@@ -20,6 +23,7 @@ from jobs.demo.language import (
     Skill,
     solve,
 )
+from jobs.demo.programs import NAMES, STEPS
 
 WEIGHTS = {
     "positions": 0.40,
@@ -35,13 +39,31 @@ def _one_of(texts: tuple[str, ...]) -> str:
     return "|".join(re.escape(text) for text in texts)
 
 
-# No part can match in two ways, so matching takes time linear in the text, whatever a model writes.
-_GRAMMAR = re.compile(
-    rf"(?:(?P<opener>{_one_of(OPENERS)}) )?"
-    r"(?:(?P<working>[a-z0-9+=, ]+?) so )?"
-    r"answer: (?P<answer>[a-z0-9 ]+)\."
-    rf"(?: (?P<closer>{_one_of(CLOSERS)}))?"
+def _grammar(working: str) -> re.Pattern[str]:
+    """Return the pattern of an answer whose working has these characters.
+
+    No part can match in two ways, so matching takes time linear in the text, whatever a model writes.
+    """
+    return re.compile(
+        rf"(?:(?P<opener>{_one_of(OPENERS)}) )?"
+        rf"(?:(?P<working>[{working}]+?) so )?"
+        r"answer: (?P<answer>[a-z0-9 ]+)\."
+        rf"(?: (?P<closer>{_one_of(CLOSERS)}))?"
+    )
+
+
+_CODE_GRAMMAR = re.compile(
+    rf"(?:(?P<opener>{_one_of(OPENERS)})\n)?"
+    r"(?P<working>)```python\n(?P<answer>[^`]+)\n```"
+    rf"(?:\n(?P<closer>{_one_of(CLOSERS)}))?"
 )
+_GRAMMARS = dict.fromkeys(Skill, _grammar("a-z0-9+=, ")) | {
+    Skill.take: _grammar("a-z0-9=, -"),
+    Skill.code: _CODE_GRAMMAR,
+}
+
+VERIFIED = (Skill.add, Skill.sort, Skill.translate, Skill.reverse)
+"""Skills whose prompts `verify` takes."""
 
 
 def verify(prompt: Prompt, response: Response) -> dict[str, float]:
@@ -51,10 +73,17 @@ def verify(prompt: Prompt, response: Response) -> dict[str, float]:
     Example: for `add 47 and 8`, `answer: 45.` gets 0.40 * 0.5 = 0.2 (the last digit is right).
 
     Raises:
-        InputError: `prompt` is not of this world. Never raised for anything that a model wrote.
+        InputError: `prompt` is not of this world, or is for another verifier. Never raised for anything that a model
+            wrote.
     """
+    problem = parse_prompt(prompt)
+    if problem.skill not in VERIFIED:
+        raise InputError(
+            f"prompt {prompt.prompt_id}: {problem.skill} prompts are not judged by jobs.demo.verifier; give their domain "
+            f"{prompt.domain!r} its own verifier"
+        )
     return judge(
-        parse_prompt(prompt),
+        problem,
         response.text,
         finished=response.finish_reason == Finish.stop,
     )
@@ -63,13 +92,13 @@ def verify(prompt: Prompt, response: Response) -> dict[str, float]:
 def judge(problem: Problem, text: str, *, finished: bool = True) -> dict[str, float]:
     """Return what `verify` returns for an answer to `problem`; `finished` says that it had its end of turn."""
     gold = solve(problem)
-    match = _GRAMMAR.fullmatch(text)
-    parts = _parts_of_match(match) if match else _parts_of_stray_text(text)
-    opener, working, answer, closer = parts
+    match = _GRAMMARS[problem.skill].fullmatch(text)
+    opener, working, answer, closer = _parts_of_match(match) if match else _parts_of_stray_text(text)
     objectives = {
         "positions": _share_of_positions(gold.answer, answer),
         "exact": float(answer == gold.answer),
-        "working": _share_of_items(gold.working, working),
+        # A program has no other working than itself.
+        "working": _share_of_positions(gold.answer, answer) if gold.is_code else _share_of_items(gold.working, working),
         "opener": float(bool(opener)),
         "closer": float(bool(closer)),
     }
@@ -109,15 +138,16 @@ def _prompt_pattern(wording: str, operands: list[str]) -> re.Pattern[str]:
     return re.compile(re.escape(wording).replace(r"\{\}", "{}").format(*operands))
 
 
+_OPERANDS = {
+    Skill.add: ["([0-9]{2})", "([0-9])"],
+    Skill.sort: ["([a-z]+)"] * 4,
+    Skill.translate: ["([a-z]+)"] * 3,
+    Skill.reverse: ["([a-z]+)"] * 4,
+    Skill.take: ["([0-9])", "([0-9]{2})"],
+    Skill.code: [f"({_one_of(NAMES)})", *[f"({_one_of(STEPS)})", "([0-9])"] * 2],
+}
 _PROMPTS = {
-    skill: [
-        _prompt_pattern(
-            wording,
-            ["([0-9]{2})", "([0-9])"] if skill is Skill.add else ["([a-z]+)"] * 4,
-        )
-        for wording in wordings
-    ]
-    for skill, wordings in WORDINGS.items()
+    skill: [_prompt_pattern(wording, _OPERANDS[skill]) for wording in wordings] for skill, wordings in WORDINGS.items()
 }
 
 
@@ -145,14 +175,16 @@ def _parts_of_stray_text(text: str) -> tuple[str, str, str, str]:
 
 
 def _share_of_positions(gold: str, answer: str) -> float:
-    """Words are compared from the left, digits from the right; too many or too few positions are wrong ones."""
+    """Words are compared from the left, digits from the right, programs by lines; too many or too few positions are
+    wrong ones."""
     if gold.isdigit():
         pairs = list(zip(reversed(gold), reversed(answer), strict=False))
         num_positions = max(len(gold), len(answer))
     else:
-        words = answer.split(" ")
-        pairs = list(zip(gold.split(" "), words, strict=False))
-        num_positions = max(gold.count(" ") + 1, len(words))
+        between = "\n" if "\n" in gold else " "
+        words = answer.split(between)
+        pairs = list(zip(gold.split(between), words, strict=False))
+        num_positions = max(gold.count(between) + 1, len(words))
     return sum(a == b for a, b in pairs) / num_positions
 
 

@@ -1,6 +1,6 @@
-"""Builds the demo world: prompts, four sources, the target and a reward model, all made here and seeded.
+"""Builds a demo world: prompts, four sources, the target and a reward model, all made here and seeded.
 
-    python -m jobs.demo.world --out runs/demo/world [--seed 0]
+    python -m jobs.demo.world --out runs/demo-world [--domains] [--seed 0]
 
 The one idea: a model folder is trained under a temporary name and renamed, and `world.json` is written
 last with the sha256 of every file. So a second call only verifies, a killed one goes on where it was,
@@ -27,21 +27,13 @@ from typing import Any
 from fusion.artifact import file_sha256, write_atomic, write_json
 from fusion.config import fingerprint
 from fusion.errors import FuselineError, StageError
-from jobs.demo.language import Problem, make_problems, prompt_text, solve
-from jobs.demo.settings import WorldSettings
+from jobs.demo.curriculum import curriculum_of
+from jobs.demo.language import Problem, Skill, make_problems, prompt_text, solve
+from jobs.demo.programs import asserts_of
+from jobs.demo.settings import DOMAIN_SETTINGS, WorldSettings
 
 WORLD_VERSION = 2
 """Bumped when the world means something else: the language, the writers, the models or their training."""
-
-MODELS = (
-    "gemma2-translate",
-    "target",
-    "llama-add",
-    "qwen2-sort",
-    "mistral-reverse",
-    "reward",
-)
-"""Folder names under `models/`, the longest to train first."""
 
 MANIFEST = "world.json"
 STARTED = "started.json"
@@ -63,7 +55,8 @@ def build(out: Path, *, settings: WorldSettings | None = None, workers: int = 2)
         StageError: a training process died; calling again resumes.
     """
     settings = settings or WorldSettings()
-    key = fingerprint({"version": WORLD_VERSION, "settings": settings})
+    models = curriculum_of(settings).models
+    key = world_key(settings)
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     with _only_builder(out):
@@ -75,7 +68,7 @@ def build(out: Path, *, settings: WorldSettings | None = None, workers: int = 2)
         shutil.rmtree(out / "tmp", ignore_errors=True)
         (out / "models").mkdir(exist_ok=True)
         held_out = _write_prompts(out, settings)
-        missing = [name for name in MODELS if not (out / "models" / name).is_dir()]
+        missing = [name for name in models if not (out / "models" / name).is_dir()]
         _train_all(out, settings, held_out, missing, workers=workers)
         shutil.rmtree(out / "tmp", ignore_errors=True)
         files = {str(file.relative_to(out)): file_sha256(file) for file in _content(out)}
@@ -87,15 +80,33 @@ def build(out: Path, *, settings: WorldSettings | None = None, workers: int = 2)
         }
         write_json(out / MANIFEST, manifest)
         (out / STARTED).unlink()
-    _say(f"{out}: {len(MODELS)} models, {len(files)} files in {time.monotonic() - started:.1f} s")
+    _say(f"{out}: {len(models)} models, {len(files)} files in {time.monotonic() - started:.1f} s")
     return World(out, len(missing))
+
+
+def world_key(settings: WorldSettings) -> str:
+    """Return the fingerprint of what a world is built from."""
+    return fingerprint({"version": WORLD_VERSION, "settings": settings})
 
 
 def problems_of(settings: WorldSettings) -> tuple[list[Problem], list[Problem]]:
     """Return the problems of the pipeline's prompts and the held-out ones; they share none."""
-    held_out = make_problems(settings.num_held_out, rng=random.Random(f"held-out/{settings.seed}"))
+    turns = curriculum_of(settings).turns
+    held_out = make_problems(settings.num_held_out, turns=turns, rng=random.Random(f"held-out/{settings.seed}"))
     rng = random.Random(f"prompts/{settings.seed}")
-    return make_problems(settings.num_prompts, rng=rng, exclude=held_out), held_out
+    return make_problems(settings.num_prompts, turns=turns, rng=rng, exclude=held_out), held_out
+
+
+def prompt_row(problem: Problem, *, number: str, domain: str, rng: random.Random) -> dict[str, Any]:
+    """Return a line of a prompts file: what the verifier of its domain needs is in it, and only that.
+
+    Args:
+        number: id without the skill, e.g. `p0007`.
+    """
+    row = {"id": f"{number}-{problem.skill}", "domain": domain, "prompt": prompt_text(problem, rng)}
+    if problem.skill is Skill.code:
+        return row | {"entry_point": problem.operands[0], "tests": asserts_of(problem.operands)}
+    return row | {"reference": solve(problem).answer}
 
 
 # ---- what is there -----------------------------------------------------------------------------
@@ -166,6 +177,7 @@ def _content(out: Path) -> list[Path]:
 def _write_prompts(out: Path, settings: WorldSettings) -> frozenset[Problem]:
     """Write prompts.jsonl and held_out.jsonl; return the held-out problems."""
     started = time.monotonic()
+    domains = curriculum_of(settings).domains
     prompts, held_out = problems_of(settings)
     assert not set(prompts) & set(held_out)
     for name, problems, prefix in (
@@ -174,12 +186,7 @@ def _write_prompts(out: Path, settings: WorldSettings) -> frozenset[Problem]:
     ):
         rng = random.Random(f"wording/{name}/{settings.seed}")
         rows = [
-            {
-                "id": f"{prefix}{index:04d}-{problem.skill}",
-                "domain": problem.skill,
-                "prompt": prompt_text(problem, rng),
-                "reference": solve(problem).answer,
-            }
+            prompt_row(problem, number=f"{prefix}{index:04d}", domain=domains[problem.skill], rng=rng)
             for index, problem in enumerate(problems)
         ]
         write_atomic(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -243,8 +250,13 @@ def _say(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.demo.world", description="Build or verify the demo world.")
+    parser = argparse.ArgumentParser(prog="python -m jobs.demo.world", description="Build or verify a demo world.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the world")
+    parser.add_argument(
+        "--domains",
+        action="store_true",
+        help="the world of the domains instruction, math and code, not the first demo's",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything in it (default 0)")
     parser.add_argument(
         "--workers",
@@ -254,7 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     try:
-        build(given.out, settings=WorldSettings(seed=given.seed), workers=given.workers)
+        settings = DOMAIN_SETTINGS if given.domains else WorldSettings()
+        build(given.out, settings=settings.model_copy(update={"seed": given.seed}), workers=given.workers)
     except FuselineError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fusion.errors import InputError
 from fusion.rows import Finish, Message, Prompt, Response
+from jobs.demo.curriculum import SKILLS
 from jobs.demo.language import (
     ANIMALS,
     CLOSERS,
@@ -28,17 +29,24 @@ from jobs.demo.language import (
     write,
 )
 from jobs.demo.people import CAREFUL, SLOPPY, UNKNOWN_WORDS, sloppy_pairs, source_pairs, target_pairs, tokenizer_texts
-from jobs.demo.verifier import judge, parse_prompt, verify
+from jobs.demo.verifier import VERIFIED, judge, parse_prompt, verify
 from jobs.demo.world import WorldSettings, problems_of
 
 ADD = Problem(Skill.add, ("47", "8"))
 SORT = Problem(Skill.sort, ("owl", "cat", "pig", "ant"))
 TRANSLATE = Problem(Skill.translate, ("cup", "fox", "red"))
 REVERSE = Problem(Skill.reverse, ("gnu", "owl", "bee", "elk"))
+TURNS = SKILLS.turns
 
-problems = st.builds(
-    lambda skill, seed: make_problem(skill, random.Random(seed)), st.sampled_from(Skill), st.integers(0, 2**32)
-)
+
+def problems_from(skills) -> st.SearchStrategy[Problem]:
+    return st.builds(
+        lambda skill, seed: make_problem(skill, random.Random(seed)), st.sampled_from(skills), st.integers(0, 2**32)
+    )
+
+
+problems = problems_from(tuple(Skill))
+verified_problems = problems_from(VERIFIED)
 
 
 def make_prompt(problem: Problem, *, reference: str | None = None, wording: int = 0) -> Prompt:
@@ -124,9 +132,12 @@ def test_an_answer_without_end_of_turn_loses_a_fifth():
 def test_every_ideal_answer_gets_one(problem, opener, closer, wording):
     text = render(solve(problem), opener=opener, closer=closer, show_working=True)
     prompt = make_prompt(problem, reference=solve(problem).answer, wording=wording)
-    assert verify(prompt, make_response(text)) == dict.fromkeys(
+    assert parse_prompt(prompt) == problem
+    assert judge(problem, text) == dict.fromkeys(
         ("score", "exact", "positions", "working", "opener", "closer", "well_formed"), 1.0
     )
+    if problem.skill in VERIFIED:
+        assert verify(prompt, make_response(text)) == judge(problem, text)
 
 
 @given(problems)
@@ -147,7 +158,9 @@ def test_writers_stay_in_the_grammar(problem, seed, chance):
 
 
 @given(
-    problems, st.text() | st.from_regex(r"(sure! )?[a-z0-9=+, ]{0,40}( so )?answer: [a-z0-9. ]{0,40}"), st.booleans()
+    verified_problems,
+    st.text() | st.from_regex(r"(sure! )?[a-z0-9=+, ]{0,40}( so )?answer: [a-z0-9. ]{0,40}"),
+    st.booleans(),
 )
 def test_any_text_is_scored_between_zero_and_one(problem, text, stopped):
     result = verify(make_prompt(problem), make_response(text, Finish.stop if stopped else Finish.length))
@@ -188,10 +201,12 @@ def test_held_out_problems_are_in_no_prompt_and_in_no_training_text():
     from jobs.demo.models import SOURCES
 
     rng = random.Random(7)
-    texts = [prompt for prompt, _ in target_pairs(16_000, rng=rng, exclude=excluded)]
-    texts += [prompt for prompt, _ in sloppy_pairs(3_000, rng=rng, exclude=excluded)]
-    texts += [prompt for tiny in SOURCES for prompt, _ in source_pairs(tiny, 2_000, rng=rng, exclude=excluded)]
-    texts += tokenizer_texts(2_000, rng=rng, exclude=excluded)[::2]
+    texts = [prompt for prompt, _ in target_pairs(16_000, turns=TURNS, rng=rng, exclude=excluded)]
+    texts += [prompt for prompt, _ in sloppy_pairs(3_000, turns=TURNS, rng=rng, exclude=excluded)]
+    texts += [
+        prompt for tiny in SOURCES for prompt, _ in source_pairs(tiny, 2_000, turns=TURNS, rng=rng, exclude=excluded)
+    ]
+    texts += tokenizer_texts(2_000, turns=TURNS, rng=rng, exclude=excluded)[::2]
     taught = {parse_prompt(Prompt("p", "d", (Message("user", text),))) for text in texts}
     # Additions are few enough that this many texts hold every one that is allowed.
     assert sum(problem.skill is Skill.add for problem in taught) == 810 - 80
@@ -200,13 +215,15 @@ def test_held_out_problems_are_in_no_prompt_and_in_no_training_text():
 
 def test_a_skill_that_runs_out_says_so():
     with pytest.raises(ValueError, match="no add problem is left"):
-        make_problems(4 * 811, rng=random.Random(0))
+        make_problems(4 * 811, turns=TURNS, rng=random.Random(0))
 
 
 @pytest.mark.parametrize("writer", [CAREFUL, SLOPPY])
 def test_a_writer_is_wrong_as_often_as_it_says(writer):
     rng = random.Random(3)
-    known = [problem for problem in make_problems(2_000, rng=rng) if not set(problem.operands) & UNKNOWN_WORDS]
+    known = [
+        problem for problem in make_problems(2_000, turns=TURNS, rng=rng) if not set(problem.operands) & UNKNOWN_WORDS
+    ]
 
     exact = sum(judge(problem, write(problem, writer, rng))["exact"] for problem in known) / len(known)
     assert exact == pytest.approx(1 - writer.wrong[Skill.add], abs=0.03)

@@ -9,12 +9,16 @@ import pytest
 from fusion.artifact import file_sha256
 from fusion.chat import Chat
 from fusion.rows import Message
+from jobs.demo.curriculum import SKILLS
 from jobs.demo.random_models import build as build_random_models
-from jobs.demo.world import MANIFEST, MODELS, STARTED, WorldSettings, build
+from jobs.demo.settings import WorldSettings
+from jobs.demo.world import MANIFEST, STARTED, build
 
 TINY = WorldSettings(
     source_examples=64, target_examples=64, sloppy_examples=32, reward_examples=64, num_prompts=8, num_held_out=8
 )
+
+MODELS = SKILLS.models
 
 
 def digests(world: Path) -> dict[str, str]:
