@@ -23,7 +23,8 @@ SOME_CJK = 0.2
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _KANA = "\u3040-\u30ff"
 _HANGUL = "\uac00-\ud7af\u1100-\u11ff"
-_WORD = re.compile(rf"[{_HAN}{_KANA}{_HANGUL}]|[^\W\d_{_HAN}{_KANA}{_HANGUL}]+")
+_CJK = re.compile(rf"[{_HAN}{_KANA}{_HANGUL}]")
+_WORD = re.compile(rf"{_CJK.pattern}|[^\W\d_{_HAN}{_KANA}{_HANGUL}]+")
 _CHINESE = {"wuu": "zh", "yue": "zh", "zh": "zh"}
 """Written in the same script; a short Chinese sentence is often taken for another of them."""
 
@@ -37,11 +38,11 @@ def languages_of(text: str, *, min_confidence: float) -> frozenset[str]:
     words = _WORD.findall(text)
     if not words:
         return frozenset()
-    cjk = [word for word in words if re.match(rf"[{_HAN}{_KANA}{_HANGUL}]", word)]
+    cjk = [word for word in words if _CJK.match(word)]
     share = len(cjk) / len(words)
     found: set[str] = {_of_script(cjk)} if share >= SOME_CJK else set()
     if share < ENOUGH_CJK:
-        found |= _of_letters(text, min_confidence)
+        found |= _of_letters(_CJK.sub(" ", text), min_confidence)
     return frozenset(found)
 
 

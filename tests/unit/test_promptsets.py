@@ -1,17 +1,29 @@
 """Prompt files as people have them: every record is a prompt or a quarantined row with file and line."""
 
+import dataclasses
 import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from fusion.errors import InputError
+from fusion.errors import InputError, StageError
+from fusion.pipeline import build as build_graph
+from fusion.pipeline import unpinned
+from fusion.promptsets import PromptSet
+from fusion.promptsets.fields import find
 from fusion.promptsets.files import JsonlPrompts, ParquetPrompts, read_jsonl
+from fusion.promptsets.filters import Length
+from fusion.promptsets.hub import HubPrompts
 from fusion.promptsets.records import Refused, to_prompt
+from fusion.recipe import load_recipe
 from fusion.rows import Message, Prompt
 from fusion.stage import Stage, run_stage
 from fusion.stages import prompts
@@ -178,3 +190,157 @@ def test_no_record_raises_anything_but_a_refusal(record):
         assert refused.reason and refused.detail
     else:
         assert prompt.messages[-1].role == "user"
+
+
+# ---- names of sets and of fields --------------------------------------------------------------
+
+
+def test_paths_into_records():
+    record = {"a": {"b": [{"c": 1}, {"c": None}]}, "a.b": "as it stands", "n": None}
+    assert find(record, "a.b") == "as it stands"
+    assert find(record, "a.b.0.c") == 1  # "a.b" is a name here, and "a.b.0.c" a path through a and b
+    assert find(record, "a.b.-1.c") is None
+    absent = find(record, "x")
+    assert absent is find(record, "a.b.2.c") is find(record, "a.b.-3.c") is find(record, "n.x") is find(record, "a.b.c")
+    assert absent is not None
+
+
+def test_fields_of_other_names_are_read(tmp_path):
+    rows = [{"problem": "2+2?", "expected_answer": 4, "id": 7, "prompt": "how it was made", "answer": "not this"}]
+    fields = {"prompt": "problem", "reference": "expected_answer", "id": None}
+    (prompt,) = load(tmp_path, jsonl(tmp_path, rows, fields=fields, name="f.jsonl")).rows(Prompt)
+    assert (prompt.messages[0].content, prompt.reference) == ("2+2?", "4")
+    assert prompt.prompt_id.startswith("d-")  # its own id is not ours
+
+
+def test_fields_that_stand_deep_or_in_two_places(tmp_path):
+    rows = [
+        {"instruction": "Translate.", "input": "Guten Tag", "talk": [{"value": "x"}]},
+        {"instruction": "Say hello.", "input": "", "talk": [{"value": "y"}]},
+        {"instruction": 3, "input": None, "talk": []},
+    ]
+    joined = load(tmp_path, jsonl(tmp_path, rows, fields={"prompt": ["instruction", "input"]}))
+    assert [p.messages[0].content for p in joined.rows(Prompt)] == ["Translate.\nGuten Tag", "Say hello."]
+    assert joined.manifest.quarantined == {"bad_messages": 1}
+    deep = load(tmp_path, jsonl(tmp_path, rows, fields={"prompt": "talk.0.value"}))
+    assert [p.messages[0].content for p in deep.rows(Prompt)] == ["x", "y"]
+    assert deep.manifest.quarantined == {"missing_prompt": 1}
+
+
+def test_a_field_that_no_record_has_names_the_file(tmp_path):
+    rows = [{"question": "x"}, {"question": "y", "solution": "z"}]
+    with pytest.raises(InputError, match=r"p.jsonl: no record has a field 'problem', named for prompt; .* question"):
+        load(tmp_path, jsonl(tmp_path, rows, fields={"prompt": "problem"}))
+    with pytest.raises(InputError, match=r"p.jsonl has neither a prompt nor a messages field; it has: question; say"):
+        load(tmp_path, jsonl(tmp_path, rows))
+    fields = {"prompt": "question", "reference": "solution"}  # one record has it: that is a matter of rows
+    assert load(tmp_path, jsonl(tmp_path, rows, fields=fields)).manifest.rows_out == 2
+    with pytest.raises(ValidationError, match="Input should be 'id'"):
+        jsonl(tmp_path, rows, fields={"question": "prompt"})
+
+
+def test_a_json_list_is_read_and_told_by_its_place(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([{"instruction": "a"}, {"instruction": ""}], indent=1))
+    artifact = load(tmp_path, JsonlPrompts(path=path, domain="d", fields={"prompt": "instruction"}))
+    assert artifact.manifest.quarantined == {"empty_prompt": 1}
+    assert json.loads((artifact.path / "quarantine.jsonl").read_text())["detail"].startswith(f"{path}:2")
+    path.write_text('{"prompt": "a line"}\n{"prompt": "another"}\n')
+    assert load(tmp_path, JsonlPrompts(path=path, domain="d")).manifest.rows_out == 2
+    path.write_text('["a"]')
+    with pytest.raises(InputError, match=r"p.json:1: a str, not a JSON object"):
+        load(tmp_path, JsonlPrompts(path=path, domain="d"))
+
+
+def test_prompts_carry_the_name_of_their_set(tmp_path):
+    sets = [jsonl(tmp_path, [{"prompt": n}], name=f"{n}.jsonl", **more) for n, more in (("a", {}), ("b", {}))]
+    named = jsonl(tmp_path, [{"prompt": "c"}], name="c.jsonl").model_copy(update={"name": "UltraFeedback"})
+    artifact = load(tmp_path, *sets, named)
+    assert [p.dataset for p in artifact.rows(Prompt)] == [None, None, "UltraFeedback"]
+    assert list(artifact.manifest.notes["datasets"]) == ["a.jsonl", "b.jsonl", "UltraFeedback"]
+    other = named.model_copy(update={"name": "other"})
+    assert build("t", [named], {}).key != build("t", [other], {}).key
+
+
+def test_a_limit_counts_different_prompts_that_pass_the_filters(tmp_path):
+    rows = [{"prompt": f"{'long ' * (i % 3)}text {i // 2}"} for i in range(60)]
+    rules = (Length(max_characters=9),)
+    every = load(tmp_path, jsonl(tmp_path, rows, filters=rules))
+    some = load(tmp_path, jsonl(tmp_path, rows, filters=rules, limit=10))
+    ids = [p.prompt_id for p in every.rows(Prompt)]
+    chosen = [p.prompt_id for p in some.rows(Prompt)]
+    assert len(chosen) == 10 < len(ids)
+    assert chosen == [i for i in ids if i in set(chosen)]  # in the order of the file
+    manifest = some.manifest
+    assert manifest.rows_in + manifest.notes["not_taken"]["p.jsonl"] == 60
+    assert load(tmp_path, jsonl(tmp_path, rows, filters=rules, limit=len(ids))).manifest.rows_out == len(ids)
+
+
+def test_no_prompt_left_is_an_error_with_the_reasons(tmp_path):
+    rows = [{"prompt": "too long for this"}, {"prompt": "and this one too"}]
+    with pytest.raises(InputError, match=r"none of 2 records is left as a prompt \(length 2\)"):
+        load(tmp_path, jsonl(tmp_path, rows, filters=(Length(max_characters=3),)))
+
+
+def test_rows_left_out_on_purpose_do_not_hide_rows_that_failed(tmp_path):
+    """Of ten rows seven are too long on purpose; two of the other three are broken, which is more than half."""
+    rows = [*({"prompt": "x" * 50 + str(i)} for i in range(7)), {"prompt": ""}, {"prompt": 3}, {"prompt": "fine"}]
+    sets = [jsonl(tmp_path, rows, filters=(Length(max_characters=10),))]
+    stage = build("train", sets, {})
+    strict = dataclasses.replace(stage, max_quarantined=0.5)
+    with pytest.raises(StageError, match=r"2 of 3 rows were quarantined \(empty_prompt 1, bad_messages 1\)"):
+        run_stage(strict, tmp_path / "store", inputs={}, report=lambda p: None, resume_command="go")
+
+
+# ---- recipes ----------------------------------------------------------------------------------
+
+RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "wrpo-llama3-8b.yaml"
+
+
+def test_a_recipe_cleans_its_training_prompts_and_leaves_held_out_ones_whole(tmp_path):
+    path = tmp_path / "held.jsonl"
+    path.write_text('{"prompt": "x"}\n')
+    held = json.dumps(
+        {"prompts": [{"type": "jsonl", "path": str(path), "domain": "d"}], "decodings": [{"max_tokens": 8}]}
+    )
+    hub = '{type: hub, repo: tatsu-lab/alpaca_eval, revision: "<40 hex>", domain: x}'
+    recipe = load_recipe(
+        [RECIPE], [f"evaluate={held}", f"clean.decontaminate.against=[{hub}]", "clean.decontaminate.n=8"]
+    )
+    stages = {stage.label: stage for stage in build_graph(recipe).stages}
+    train, held_out = stages["prompts/train"].config, stages["prompts/held-out"].config
+    assert (train.near_duplicates, train.overlap.n, train.against[0]["repo"]) == (0.85, 8, "tatsu-lab/alpaca_eval")
+    assert (held_out.near_duplicates, held_out.overlap, held_out.against) == (None, None, ())
+    assert "prompts (tatsu-lab/alpaca_eval)" in unpinned(recipe)
+    off = load_recipe([RECIPE], ["clean={near_duplicates: null, decontaminate: null}"])
+    plain = next(stage for stage in build_graph(off).stages if stage.label == "prompts/train").config
+    assert (plain.near_duplicates, plain.overlap) == (None, None)
+
+
+PUBLISHED = """
+- {name: UltraFeedback, type: hub, repo: openbmb/UltraFeedback, revision: "<40 hex>", files: "*.jsonl",
+   domain: instruction, fields: {prompt: instruction},
+   filters: [{type: drop_code}, {type: drop_math}, {type: language, keep: [en]}]}
+- {name: OpenMathInstruct-2, type: hub, repo: nvidia/OpenMathInstruct-2, revision: "<40 hex>", limit: 51803,
+   files: "data/train_1M-*.parquet", domain: math, fields: {prompt: problem, reference: expected_answer}}
+- {name: leetcode, type: hub, repo: greengerong/leetcode, revision: "<40 hex>", files: "*.jsonl", domain: code,
+   fields: {id: slug, prompt: [title, content]}, filters: [{type: has_tests}]}
+"""
+
+
+def test_published_prompt_sets_can_be_written_and_wait_for_their_revision():
+    import yaml
+
+    sets = TypeAdapter(list[PromptSet]).validate_python(yaml.safe_load(PUBLISHED))
+    assert all(isinstance(s, HubPrompts) and not s.pinned for s in sets)
+    assert sets[0].identity["filters"][2] == {"type": "language", "keep": ["en"], "min_confidence": 0.5}
+    with pytest.raises(InputError, match="nvidia/OpenMathInstruct-2: revision is the placeholder '<40 hex>'"):
+        list(sets[1].records())
+
+
+def test_reading_recipes_does_not_bring_what_filters_and_duplicates_need():
+    heavy = ["datasketch", "scipy", "py3langid", "huggingface_hub"]
+    code = f"import sys, fusion.pipeline; print([m for m in {heavy} if m in sys.modules])"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.strip() == "[]"
