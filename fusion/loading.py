@@ -145,7 +145,7 @@ def _where(data: Any, location: tuple[int | str, ...]) -> str:
     """Spell a pydantic location as people wrote it: union tags, which stand in no file, are left out."""
     shown = []
     for item in location:
-        if isinstance(data, dict) and item not in data and item in (data.get("type"), data.get("objective", "dpo")):
+        if isinstance(data, dict) and item not in data and item in _tags(data):
             continue
         shown.append(f"[{item}]" if isinstance(item, int) else f".{item}" if shown else str(item))
         if isinstance(data, dict):
@@ -155,6 +155,12 @@ def _where(data: Any, location: tuple[int | str, ...]) -> str:
         else:
             data = None
     return f"{''.join(shown)}: " if shown else ""
+
+
+def _tags(data: dict[str, Any]) -> tuple[Any, ...]:
+    """What a union may have been told apart by: what is written, or what is meant where nothing is."""
+    kinds = (data["type"],) if "type" in data else ("model", "ratio")
+    return (*kinds, data.get("objective", "dpo"))
 
 
 def _what(error: Any) -> str:

@@ -17,7 +17,7 @@ from fusion.models import PinnedModel
 from fusion.placement import Demand, GeneratePlacement
 from fusion.promptsets import Clean, ExistingAnswers, PromptSet
 from fusion.recipe import Arm, ModelSpec, Recipe, SftBlock
-from fusion.rewards import model_of
+from fusion.rewards import EVERY_DOMAIN, Scorer, model_of
 from fusion.rows import Assignment, EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
 from fusion.sampling import Decoding
 from fusion.select import ByDomain, PairSplit, Rule, Side, Split
@@ -117,7 +117,7 @@ class _Builder:
         for number, (decoding, domains, without) in enumerate(parts):
             slug = name if number == 0 else f"{name}-{'-'.join(domains or ())}"
             answers = self._generate(name, slug, training, (decoding,), source.chat, domains=domains, without=without)
-            scored[name if number == 0 else f"{name}@{number}"] = self._score(slug, training, answers)
+            scored[name if number == 0 else f"{name}@{number}"] = self._score(slug, training, answers, domains=domains)
         return scored
 
     def _existing(self, name: str, source: ExistingAnswers, training: Stage) -> Stage:
@@ -214,11 +214,31 @@ class _Builder:
             )
         )
 
-    def _score(self, slug: str, asked: Stage, answers: Stage) -> Stage:
+    def _score(
+        self,
+        slug: str,
+        asked: Stage,
+        answers: Stage,
+        *,
+        scorers: Mapping[str, Scorer] | None = None,
+        named: str = "score",
+        domains: tuple[str, ...] | None = None,
+    ) -> Stage:
+        """Score answers.
+
+        Args:
+            scorers: by domain; None = the recipe's.
+            named: the block of the recipe that they stand in.
+            domains: of the answers, where they are of some only: other scorers then are no part of the key.
+        """
+        scorers = scorers or self.recipe.score
+        if domains is not None:
+            asked_for = {domain if domain in scorers else EVERY_DOMAIN for domain in domains}
+            scorers = {domain: scorer for domain, scorer in scorers.items() if domain in asked_for}
         placement = self.recipe.placement.score
         rewards = {
-            f"reward_{domain}": self.given[f"score.{domain}"]
-            for domain, scorer in self.recipe.score.items()
+            f"reward_{domain}": self.given[f"{named}.{domain}"]
+            for domain, scorer in scorers.items()
             if model_of(scorer) is not None
         }
         return self.graph.add(
@@ -226,7 +246,7 @@ class _Builder:
                 kind="score",
                 slug=slug,
                 version=score.VERSION,
-                config=score.ScoreConfig.of(self.recipe.score),
+                config=score.ScoreConfig.of(scorers),
                 placement=placement,
                 inputs={"prompts": asked, "responses": answers, **rewards},
                 run=score.run,
@@ -346,7 +366,8 @@ class _Builder:
             chat = self.recipe.source_models.get(name, self.recipe.target).chat
             slug = f"{block.name}-{name}"
             answers = self._generate(name, slug, held_out, block.decodings, chat)
-            scored[f"scored_{name}"] = self._score(slug, held_out, answers)
+            apart = {"scorers": block.score, "named": "evaluate"} if block.score else {}
+            scored[f"scored_{name}"] = self._score(slug, held_out, answers, **apart)
         arms = tuple(self.recipe.arms)
         usual = [("sft", "target"), *((arm, "sft") for arm in arms)]
         usual += [(b, a) for i, a in enumerate(arms) for b in arms[i + 1 :]]

@@ -18,7 +18,7 @@ from fusion.losses import SftLoss
 from fusion.models import ModelRef
 from fusion.placement import GeneratePlacement, ScorePlacement
 from fusion.promptsets import Clean, ExistingAnswers, PromptSet
-from fusion.rewards import Canary, Scorer, model_of
+from fusion.rewards import EVERY_DOMAIN, Canary, Scorer, model_of
 from fusion.sampling import Decoding, Precision
 from fusion.select import AnySplit, Guard, Rule, with_seed
 from fusion.training import TrainConfig, TrainPlacement
@@ -100,6 +100,9 @@ class Evaluate(Config):
     """Held-out prompts; they are taken out of the training prompts."""
     decodings: tuple[Decoding, ...] = Field(min_length=1)
     """Decodings reported as `reward`/`exact` (name `sample`) and `greedy_reward`/`greedy_exact` (name `greedy`)."""
+    score: dict[str, Scorer] | None = Field(default=None, min_length=1)
+    """Scorer per domain for the evaluation alone, e.g. verifiers without the reward models that rank training answers;
+    null = the recipe's `score`."""
     num_resamples: int = Field(default=2000, ge=100)
     """Resamples of the paired bootstrap."""
     comparisons: tuple[tuple[Name, Name], ...] = ()
@@ -207,9 +210,16 @@ class Recipe(Config):
         if self.serve is not None:
             self._check_serve(self.serve)
         domains = {s.domain for s in self.prompts} - {None}
-        missing = sorted(str(d) for d in domains if d not in self.score and "*" not in self.score)
+        missing = sorted(str(d) for d in domains if d not in self.score and EVERY_DOMAIN not in self.score)
         if missing:
             raise ValueError(f"score has no scorer for domain {missing[0]!r}; add it, or '*' for all others")
+        for name, source in self.source_models.items():
+            for domain in (*(source.domains or ()), *source.sampling_by_domain):
+                if domain not in self.score and EVERY_DOMAIN not in self.score:
+                    raise ValueError(f"sources.{name}: score has no scorer for its domain {domain!r}; add it, or '*'")
+                if domains and None not in {s.domain for s in self.prompts} and domain not in domains:
+                    told = ", ".join(sorted(map(str, domains)))
+                    raise ValueError(f"sources.{name}: no prompts are of its domain {domain!r}; there are: {told}")
         if self.evaluate is not None:
             known = ("target", "sft", *self.arms, *(n for n in self.used_sources if n in self.source_models))
             for name in [n for pair in self.evaluate.comparisons for n in pair]:
@@ -240,9 +250,16 @@ class Recipe(Config):
         return {n: s for n, s in self.sources.items() if isinstance(s, ModelSpec)}
 
     @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """All scorers, those of the evaluation included."""
+        return (*self.score.values(), *((self.evaluate.score or {}).values() if self.evaluate else ()))
+
+    @property
     def models(self) -> dict[str, ModelRef]:
-        """Every given model by name, reward models as `score.<domain>` and `serve.<name>`."""
+        """Every given model by name, reward models as `score.<domain>`, `evaluate.<domain>` and `serve.<name>`."""
         scorers = {f"score.{d}": model for d, s in self.score.items() if (model := model_of(s)) is not None}
+        of_evaluation = (self.evaluate.score if self.evaluate else None) or {}
+        scorers |= {f"evaluate.{d}": model for d, s in of_evaluation.items() if (model := model_of(s)) is not None}
         rewards = {f"serve.{n}": m for n, m in self.serve.rewards.items()} if self.serve else {}
         return {"target": self.target, **self.source_models, **scorers, **rewards}
 

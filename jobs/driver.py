@@ -36,7 +36,7 @@ def drive(recipe: Recipe, *, address: str | None, repair: bool, resume_command: 
             f"{len(todo)} revisions are placeholders: {', '.join(todo)}; set each to the 40-hex commit shown under "
             "'History' on its page, then run again"
         )
-    for scorer in recipe.score.values():
+    for scorer in recipe.scorers:
         if (function := function_of(scorer)) is not None:
             function.load()  # a wrong name shall fail now, not after hours of sampling
     graph = build(recipe)

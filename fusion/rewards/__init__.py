@@ -9,6 +9,7 @@ from fusion.rewards.armorm import ArmoRM, ArmoSettings
 from fusion.rewards.canary import Canary
 from fusion.rewards.common import ErrorCode, RewardScore
 from fusion.rewards.domain import (
+    EVERY_DOMAIN,
     DomainScorer,
     ModelScorer,
     ModelSettings,
@@ -28,6 +29,7 @@ from fusion.rewards.sequence_classifier import (
 )
 
 __all__ = [
+    "EVERY_DOMAIN",
     "ArmoRM",
     "ArmoSettings",
     "Canary",

@@ -28,6 +28,10 @@ ModelSettings = ClassifierSettings | ArmoSettings
 """The same without the model itself: their `settings`."""
 
 
+EVERY_DOMAIN = "*"
+"""Stands for all domains that are not named."""
+
+
 class Unscored(Config):
     """Every answer has the score 0.0: for domains whose answers are taken as they come, as the Chinese ones of FuseChat-3.0,
     for which the authors found no reward model. Ties are drawn with the seed."""

@@ -137,8 +137,13 @@ class Paired(Ranked):
         return self
 
     def sources_and_own_pair(self, group: PromptGroup) -> tuple[tuple[ScoredResponse, ...], Pair] | Drop:
-        """Return the source answers that may be taken and the own pair, or the first drop in this order."""
+        """Return the source answers that may be chosen and the own pair, or the first drop in this order.
+
+        With `contrast: verdict` a chosen answer is a correct one, whoever gave it.
+        """
         source = self.eligible(group.source, Reason.no_source_response)
+        if self.contrast == "verdict" and not isinstance(source, Drop):
+            source = self.correct(source)
         if isinstance(source, Drop):
             return source
         pair = self.own_pair(group)

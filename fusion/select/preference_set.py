@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fusion.rows import PreferenceSet, ScoredResponse
-from fusion.select.common import Drop, Paired, PromptGroup
+from fusion.rows import PreferenceSet, ScoredResponse, Verdict
+from fusion.select.common import Drop, Paired, PromptGroup, Reason
 
 
 class SourceSet(Paired):
@@ -41,11 +41,14 @@ class SourceSet(Paired):
         models = {a.response.model for a in source}
         best_of_each = [self.best(a for a in source if a.response.model == model) for model in models]
         chosen = self.best_first(best_of_each)[: self.source_chosen]
-        return PreferenceSet(group.prompt, chosen, target_chosen, self._to_avoid(source, chosen), rejected)
+        pool = self.eligible(group.source, Reason.no_source_response)
+        assert not isinstance(pool, Drop)
+        return PreferenceSet(group.prompt, chosen, target_chosen, self._to_avoid(pool, chosen), rejected)
 
     def _to_avoid(
         self, source: tuple[ScoredResponse, ...], chosen: tuple[ScoredResponse, ...]
     ) -> tuple[ScoredResponse, ...]:
         texts = {c.response.text for c in chosen}
-        below = [a for a in source if a.score < chosen[-1].score and a.response.text not in texts]
+        wrong = [a for a in source if self.contrast == "score" or a.verdict is not Verdict.correct]
+        below = [a for a in wrong if a.score < chosen[-1].score and a.response.text not in texts]
         return self.worst_first(below)[: self.source_rejected]

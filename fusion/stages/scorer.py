@@ -15,6 +15,7 @@ import pyarrow as pa
 from fusion.artifact import Quarantined, commit_part
 from fusion.errors import InputError
 from fusion.rewards import (
+    EVERY_DOMAIN,
     ClassifierSettings,
     DomainScorer,
     ModelSettings,
@@ -30,8 +31,6 @@ from fusion.stages.judging import Bench
 from fusion.verifiers import Judgement
 
 log = logging.getLogger(__name__)
-
-EVERY_DOMAIN = "*"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

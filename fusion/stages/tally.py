@@ -67,7 +67,8 @@ class Tally:
         self._taken.update({scored.response.model for responses in taken.values() for scored in responses})
         self._margins += _margins(taken, self._roles[0])
         for role, responses in taken.items():
-            self._tokens[role] += [len(scored.response.token_ids) for scored in responses]
+            # Answers of a data set have text and no tokens.
+            self._tokens[role] += [len(s.response.token_ids) for s in responses if s.response.token_ids]
             self._characters[role] += [len(scored.response.text) for scored in responses]
 
     def notes(self) -> dict[str, Any]:
@@ -78,8 +79,8 @@ class Tally:
         (domain -> prompts and rows), `datasets` (data set -> rows), `taken` (model -> rows that hold an answer of it),
         `answers` (model -> count, unfinished), `margins` (n, mean, std, min, max and histogram of chosen minus rejected
         score, for groups best minus worst; None for SFT rows), `weights` (of rows with weights: their mean entropy in nats,
-        that of equal weights, and the mean number of members; else None) and `lengths` (role -> mean tokens and mean
-        characters of its responses). A row is won by the source of its first response: of several, the best.
+        that of equal weights, and the mean number of members; else None) and `lengths` (role -> mean tokens, None
+        where no answer has any, and mean characters of its responses). A row is won by the source of its first response: of several, the best.
         """
         total = sum(self._rows.values())
         won = {source: sum(wins[source] for wins in self._wins.values()) for source in self._sources}
@@ -103,11 +104,11 @@ class Tally:
             else None,
             "lengths": {
                 role: {
-                    "mean_tokens": float(np.mean(self._tokens[role])),
+                    "mean_tokens": float(np.mean(self._tokens[role])) if self._tokens[role] else None,
                     "mean_characters": float(np.mean(self._characters[role])),
                 }
                 for role in self._roles
-                if self._tokens[role]
+                if self._characters[role]
             },
         }
 

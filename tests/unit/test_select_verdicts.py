@@ -21,6 +21,7 @@ from fusion.select import (
     Rule,
     SameSourcePair,
     SourcePair,
+    SourceSet,
     with_seed,
 )
 from fusion.select.common import by_source
@@ -120,7 +121,15 @@ def test_sft_takes_the_best_correct_answer():
 
 def test_own_pairs_of_wrpo_can_be_told_apart_by_verdicts_too():
     own = (scored("sft", 0.3, 0, verdict="correct"), scored("sft", 0.9, 1, verdict="wrong"))
-    row = Quadruple(contrast="verdict")(group(*answers("a", 1.0), own=own))
+    source = (scored("a", 1.0, 0, verdict="wrong"), scored("a", 0.4, 1, verdict="correct"))
+    row = Quadruple(contrast="verdict")(group(*source, own=own))
+    assert isinstance(row, PreferenceQuadruple) and row.source_chosen.score == 0.4  # a chosen answer is a correct one
+    assert Quadruple(contrast="verdict")(group(source[0], own=own)) == Drop(
+        Reason.no_correct, "verdicts of 1 answers: 1 wrong"
+    )
+    many = (*source, scored("b", 0.2, 0, verdict="correct"), scored("b", 0.1, 1, verdict="wrong"))
+    wide = SourceSet(contrast="verdict", source_chosen=1, source_rejected=3)(group(*many, own=own))
+    assert [a.score for a in wide.source_chosen] == [0.4] and [a.score for a in wide.source_rejected] == [0.1]
     assert isinstance(row, PreferenceQuadruple) and (row.target_chosen.score, row.rejected.score) == (0.3, 0.9)
     assert pair(OnPolicyPair(contrast="verdict")(group(own=own))) == (("sft", 0.3), ("sft", 0.9))
 

@@ -64,23 +64,23 @@ def test_fusechats_sources_sample_as_published():
     assert sampled == {
         "gemma-2-27b-it": (0.8, 0.95, 1.0),
         "mistral-large-2407": (0.8, 0.95, 1.0),
-        "qwen2.5-72b-instruct": (0.7, 0.8, 1.05),
-        "llama-3.1-70b-instruct": (0.8, 0.95, 1.0),
-        "qwen2.5-math-72b-instruct": (0.7, 0.8, 1.05),
+        "qwen2_5-72b-instruct": (0.7, 0.8, 1.05),
+        "llama-3_1-70b-instruct": (0.8, 0.95, 1.0),
+        "qwen2_5-math-72b-instruct": (0.7, 0.8, 1.05),
     }
     asked: dict[str, dict[str, int]] = {}
     for stage in build(recipe).stages:
         if stage.kind == "generate" and stage.config.domains and not stage.slug.startswith("held_out"):
             for domain in stage.config.domains:
                 asked.setdefault(domain, {})[stage.config.name] = stage.config.num_samples
-    four = ("gemma-2-27b-it", "mistral-large-2407", "qwen2.5-72b-instruct", "llama-3.1-70b-instruct")
+    four = ("gemma-2-27b-it", "mistral-large-2407", "qwen2_5-72b-instruct", "llama-3_1-70b-instruct")
     assert asked == {
         "instruction": dict.fromkeys(four, 5),
         "code": dict.fromkeys(four, 8),
-        "chinese": {"qwen2.5-72b-instruct": 1},
-        "math": {"qwen2.5-math-72b-instruct": 8},
+        "chinese": {"qwen2_5-72b-instruct": 1},
+        "math": {"qwen2_5-math-72b-instruct": 8},
     }
-    assert set(recipe.sources) - set(recipe.source_models) == {"llama-3.1-405b-instruct"}
+    assert set(recipe.sources) - set(recipe.source_models) == {"llama-3_1-405b-instruct"}
 
 
 def test_fusechats_domains_are_judged_and_selected_as_published():
