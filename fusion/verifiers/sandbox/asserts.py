@@ -109,7 +109,7 @@ def _verdict(session: Session, job: dict[str, Any]) -> dict[str, Any]:
         code = compile(tree, "<test>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return {"result": "unverifiable", "detail": f"the test is no Python: {error}"}
-    scope = _scope(session, tree, {*job["functions"], *([name] if name else [])})
+    scope = _scope(session, tree, name, job["functions"])
     try:
         exec(code, scope)
         if name and _has_unused_check(tree):
@@ -136,22 +136,25 @@ def _judge(session: Session, error: BaseException, text: str) -> dict[str, Any]:
     return {"result": "wrong_answer", "detail": f"{type(error).__name__}: {error}; {line}"}
 
 
-def _scope(session: Session, tree: ast.Module, functions: set[str]) -> dict[str, Any]:
-    """Return the globals of a test: stand-ins and modules for the names that it uses and nothing defines."""
+def _scope(session: Session, tree: ast.Module, name: str | None, functions: list[str]) -> dict[str, Any]:
+    """Return the globals of a test: stand-ins and modules for the names that it reads and nothing defines.
+
+    Only the function under test may have the name of a built-in: a program that defines `all` has no say in what a test means by it.
+    """
     scope: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
-    for name in _free_names(tree):
-        if name in functions:
-            scope[name] = session.stand_in(name)
-        elif name in sys.stdlib_module_names:
+    for free in _free_names(tree):
+        if free == name or (free in functions and not hasattr(builtins, free)):
+            scope[free] = session.stand_in(free)
+        elif free in sys.stdlib_module_names:
             with contextlib.suppress(ImportError):
-                scope[name] = importlib.import_module(name)
+                scope[free] = importlib.import_module(free)
     return scope
 
 
 def _free_names(tree: ast.Module) -> set[str]:
-    """Return the names that are read somewhere and bound nowhere in the text, and are no built-ins."""
+    """Return the names that are read somewhere in the text and bound nowhere."""
     read: set[str] = set()
-    bound: set[str] = set(dir(builtins))
+    bound: set[str] = set()
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Load()):

@@ -17,9 +17,10 @@ from typing import Any, Literal, TypeVar
 from fusion.errors import StageError
 from fusion.verifiers.sandbox import asserts, values
 from fusion.verifiers.sandbox.cases import Asserts, Call, Case, Printing
+from fusion.verifiers.sandbox.child import Child, FloodError
 from fusion.verifiers.sandbox.compare import same, same_output
 from fusion.verifiers.sandbox.limits import MIB, Limits
-from fusion.verifiers.sandbox.processes import START_S, Child, FloodError, Level, LostError, Sandbox
+from fusion.verifiers.sandbox.processes import START_S, Level, LostError, Sandbox
 
 RETRIES = 2
 READ_S = 5.0
@@ -145,13 +146,13 @@ class Runner:
                 return Outcome(Result.infra_error, str(error))
 
     def probe(self, code: str, limits: Limits) -> tuple[Outcome, bytes]:
-        """Run a program that reads nothing, and return how it ended and what it printed; for the self-test.
+        """Run a program that reads nothing, and return how it ended and all that it printed; for the self-test.
 
         Raises:
             LostError: the sandbox failed three times.
         """
         with self._lock:
-            return self._retried(lambda: self._run_program(code, "", limits))
+            return self._retried(lambda: self._probe(code, limits))
 
     def _retried(self, attempt: Callable[[], T]) -> T:
         for retry in range(RETRIES + 1):
@@ -182,25 +183,30 @@ class Runner:
 
     def _run_printing(self, program: Program, case: Printing) -> Outcome:
         """Run the program as a script and compare what it prints."""
-        outcome, printed = self._run_program(program.code, case.stdin, self._limits)
-        if outcome.result is not Result.passed or same_output(case.stdout, _text(printed), self._tolerance):
+        child = self.sandbox.child(self._limits)
+        outcome = self._run_program(child, program.code, case.stdin)
+        printed = _text(child.printed["stdout"])
+        if outcome.result is not Result.passed or same_output(case.stdout, printed, self._tolerance):
             return outcome
-        return Outcome(Result.wrong_answer, f"printed {_shown(_text(printed))}, expected {_shown(case.stdout)}")
+        return Outcome(Result.wrong_answer, f"printed {_shown(printed)}, expected {_shown(case.stdout)}")
 
-    def _run_program(self, code: str, stdin: str, limits: Limits) -> tuple[Outcome, bytes]:
-        """Run a script to its end; `pass` means exit code 0."""
+    def _probe(self, code: str, limits: Limits) -> tuple[Outcome, bytes]:
         child = self.sandbox.child(limits)
-        child.begin("program", {"code": code}, stdin=_bytes(stdin), keep=limits.output_bytes)
+        outcome = self._run_program(child, code, "")
+        return outcome, bytes(child.printed["stdout"] + child.printed["stderr"])
+
+    def _run_program(self, child: Child, code: str, stdin: str) -> Outcome:
+        """Run a script to its end; `pass` means exit code 0."""
+        child.begin("program", {"code": code}, stdin=_bytes(stdin), keep=child.limits.output_bytes)
         outcome = self._to_the_end(child)
-        if outcome is None:
-            report = self._only_line(child)
-            if isinstance(report, Outcome):
-                outcome = report
-            elif "error" in report:
-                outcome = _blame(report)
-            else:
-                outcome = PASS if child.status == 0 else Outcome(Result.runtime_error, _ending(child))
-        return outcome, bytes(child.printed["stdout"])
+        if outcome is not None:
+            return outcome
+        report = self._only_line(child)
+        if isinstance(report, Outcome):
+            return report
+        if "error" in report:
+            return _blame(report)
+        return PASS if child.status == 0 else Outcome(Result.runtime_error, _ending(child))
 
     def _run_call(self, program: Program, case: Call, name: str | None) -> Outcome:
         """Call the entry point once and compare what it returns."""
