@@ -79,7 +79,7 @@ def _open(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path} is not a file; name the rows.parquet that `fuseline import` wrote")
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns that are no text
         raise InputError(f"{path} is not a readable Parquet file: {_first_line(error)}") from None
 
 

@@ -1,4 +1,4 @@
-"""The command: plan, run, explain, status, schema, serve, score, submit, sweep.
+"""The command: plan, run, explain, status, schema, serve, score, export, import, submit, sweep.
 
 `fuseline run recipe.yaml` and `python -m jobs.run run recipe.yaml` are the same. Exit codes: 0 done, 1
 failed, 2 bad input, 75 another driver holds the work. A user's mistake is one clear line, never a

@@ -168,7 +168,7 @@ def _parquet(path: Path) -> Iterator[Found]:
         for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
             yield from _rows(path, first, batch)
             first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns that are no text
         raise InputError(f"{path} is not readable Parquet from row {first} on: {_first_line(error)}") from None
 
 
@@ -180,7 +180,7 @@ def _arrow(path: Path) -> Iterator[Found]:
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     yield from _rows(path, first + start, batch.slice(start, BATCH_ROWS))
                 first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a readable Arrow stream from row {first} on: {_first_line(error)}") from None
 
 

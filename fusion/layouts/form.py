@@ -7,7 +7,7 @@ of plain files. To add a layout: a file with its forms and a `Layout`, and one l
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -218,8 +218,7 @@ class Layout:
         """Return what a record says. Raises Refused."""
         form = self.form_of([name for name, value in record.items() if value is not None])
         if form is None:
-            has = ", ".join(map(str, record))[:300]
-            raise Refused("wrong_layout", f"{self.name} needs {self.needed()}; the row has: {has or 'nothing'}")
+            raise Refused("wrong_layout", f"{self.name} needs {self.needed()}; the row has: {listed(record)}")
         return form.example(record, domain=domain)
 
     def needed(self) -> str:
@@ -228,6 +227,11 @@ class Layout:
 
 
 # ---- parts that forms share -------------------------------------------------------------------
+
+
+def listed(columns: Iterable[Any]) -> str:
+    """Return names of columns for a message: on one line and not too long, whatever a stranger called them."""
+    return ", ".join(repr(str(name))[1:-1] for name in columns)[:300] or "nothing"
 
 
 def messages_of(prompt: Sequence[Message]) -> Messages:

@@ -19,7 +19,7 @@ from fusion.errors import InputError
 from fusion.layouts import layouts_of
 from fusion.layouts.example import Answer, Example, as_set, model_of, row_of
 from fusion.layouts.files import Found, read_records
-from fusion.layouts.form import Layout
+from fusion.layouts.form import Layout, listed
 from fusion.layouts.writing import beginning, is_ours, json_text
 from fusion.promptsets.records import Refused, content_digest
 from fusion.row_files import RowFile, read_rows
@@ -105,7 +105,7 @@ def import_files(
                 else:
                     done.taken += 1
         if not done.taken:
-            what = f"{first[0]}: {first[1].reason}: {first[1].detail}" if first else "they hold no record"
+            what = f"{first[0]}: {first[1].reason}: {_shown(first[1].detail)}" if first else "they hold no record"
             raise InputError(f"nothing of layout {layout.name} in {', '.join(map(str, sources))}; {what}")
         out.close()
     done.prompts, done.answers, done.without_scores = out.num_prompts, out.num_answers, out.without_scores
@@ -116,6 +116,11 @@ def import_files(
             (folder / name).unlink(missing_ok=True)  # of an earlier import
     write_json(folder / SUMMARY, done.summary(sources))
     return done
+
+
+def _shown(detail: str) -> str:
+    """Return a detail as it may go to a terminal: it can hold an id that a stranger made up."""
+    return "".join(letter if letter.isprintable() else "?" for letter in detail)
 
 
 def _check_folder(folder: Path) -> None:
@@ -133,7 +138,7 @@ def _checked(records: Iterator[Found], layout: Layout) -> Iterator[Found]:
             if layout.form_of(columns) is None and (others := layouts_of(columns)):
                 raise InputError(
                     f"{place} is not of layout {layout.name}, which needs {layout.needed()}; it has "
-                    f"{', '.join(map(str, record))[:300]}, as in: --layout {' or '.join(others)}"
+                    f"{listed(record)}, as in: --layout {' or '.join(others)}"
                 )
         yield place, record
 

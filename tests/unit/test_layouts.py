@@ -4,9 +4,11 @@ import dataclasses
 import gzip
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +24,8 @@ from fusion.layouts.example import FACTS, KINDS, ROLES, Answer, Example, Kind, e
 from fusion.layouts.files import MAX_BYTES, read_records
 from fusion.layouts.importing import import_files
 from fusion.layouts.writing import json_text
+from fusion.promptsets.existing import ExistingAnswers
+from fusion.promptsets.files import JsonlFile
 from fusion.promptsets.records import Refused, content_digest, to_prompt
 from fusion.recipe import Recipe
 from fusion.row_files import count_rows, read_rows, row_type_of
@@ -651,6 +655,42 @@ def test_columnar_files_are_told_from_what_is_none(tmp_path):
     assert found == [{"prompt": "ok"}, "bad_utf8"]
 
 
+@settings(deadline=None, max_examples=80)
+@given(data=st.text('[]{}",:\\\\ a1', max_size=12).map(str.encode) | st.binary(max_size=8))
+def test_no_bytes_do_anything_but_be_read_or_be_refused(tmp_path_factory, data):
+    for name in ("any.json", "any.jsonl", "any.parquet", "any.arrow"):
+        path = tmp_path_factory.getbasetemp() / name
+        path.write_bytes(data)
+        try:
+            for place, found in read_records(path):
+                assert place.startswith(f"{path}:") and isinstance(found, dict | Refused)
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["wrpo.parquet", "wrpo.arrow"])
+def test_damaged_columns_are_read_or_refused(tmp_path, name):
+    """Single bytes of a file are changed: offsets, lengths, text and names of columns."""
+    table = pa.Table.from_pylist([PUBLISHED["README of WRPO"][1]] * 40)
+    path, chance, outcomes = tmp_path / name, random.Random(3), Counter()
+    if name.endswith(".parquet"):
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    whole = path.read_bytes()
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            outcomes.update(type(found).__name__ for _, found in read_records(path))
+        except InputError as error:
+            outcomes["file"] += 1
+            assert "\n" not in str(error)
+    assert outcomes["dict"] and outcomes["file"]
+
+
 # ---- folders of save_to_disk ------------------------------------------------------------------
 
 
@@ -807,6 +847,9 @@ def test_prompts_and_answers_of_an_import_are_what_prompt_sets_read(tmp_path):
     assert to_prompt(record, domain=None) == Prompt(SHA, "general", (Message("user", Q["content"]),))
     read = lines_of(tmp_path / "in/answers.jsonl")
     assert [(a["role"], a["score"]) for a in read] == [("rejected", 0.1), ("other", 0.15), ("chosen", 0.2)]
+    source = ExistingAnswers(data=JsonlFile(path=tmp_path / "in/answers.jsonl"), match="id")
+    found = [one.answer for one in source.answers()]
+    assert [(one.key, one.text) for one in found] == [(SHA, "Tell"), (SHA, "so"), (SHA, "Tell me")]
 
 
 # ---- training rows in a file ------------------------------------------------------------------
@@ -996,6 +1039,28 @@ def test_the_commands_themselves(finished, tmp_path):
     done = fuseline("import", out, "--layout", "trl", "--out", tmp_path / "in")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert f"nothing of layout trl in {out}; {out}:0: bad_messages: rejected must be a conversation" in done.stderr
+
+
+def test_what_a_stranger_wrote_does_not_reach_the_terminal(tmp_path):
+    evil = "\x1b[2J\nerror: \x9b"
+    for record, said in (
+        ({evil: 1}, r"\x1b[2J\nerror"),
+        (
+            {
+                "prompt_id": "a\x9b",
+                "prompt": "q",
+                "chosen": "a",
+                "rejected": "b",
+                "chosen_score": 1,
+                "rejected_score": 2,
+            },
+            "row a?: chosen score",
+        ),
+    ):
+        source = write_lines(tmp_path / "x.jsonl", record)
+        with pytest.raises(InputError, match=re.escape(said)) as caught:
+            import_rows([source], "trl", tmp_path / "in")
+        assert str(caught.value).isprintable()
 
 
 def test_a_wrong_layout_is_told_with_the_right_one(tmp_path):
