@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-serving check serve install format clean-demo
+.PHONY: demo demo-fusechat3 demo-fuserl test test-serving check serve install format clean-demo
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,13 @@ demo: install
 	$(BIN)/fuseline run jobs/recipes/demo.yaml
 	@echo
 	@echo "chat with the fused model:  make serve"
+
+# FuseChat-3.0 and FuseRL on a world with a math and a code domain; the second one finds the first one's answers there.
+demo-fusechat3 demo-fuserl: install
+	$(BIN)/python -m jobs.demo.world --out runs/demo-domains --domains
+	$(BIN)/fuseline run jobs/recipes/$@.yaml
+	@echo
+	@echo "chat with the fused model:  .venv/bin/fuseline serve jobs/recipes/$@.yaml"
 
 serve: install
 	$(BIN)/fuseline serve jobs/recipes/demo.yaml

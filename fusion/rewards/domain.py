@@ -6,8 +6,8 @@ those that it judged wrong, a reward model says which is best and which is worst
     score: {math: {type: verified, verifier: {type: math}, reward: {type: armorm, model: ..., max_length: 4096}},
             code: {type: code}, instruction: {type: armorm, ...}, chinese: {type: unscored}}
 
-and each of the four is one `DomainScorer` for the stage. The score is the reward where there is one, else 1.0 for a
-correct answer and 0.0 for any other; the verdict is kept beside it, and the objective `exact` is 1.0 for correct. An
+and each of the four is one `DomainScorer` for the stage. The score is the reward where there is one (and a bonus for
+correct answers, if one is set), else 1.0 for a correct answer and 0.0 for any other; the verdict is kept beside it, and the objective `exact` is 1.0 for correct. An
 answer on which the verifier has failed has neither: it is quarantined, never scored 0.
 """
 
@@ -52,6 +52,10 @@ class Verified(Config):
     """Decides which answers are correct."""
     reward: Annotated[ModelScorer | PythonScorer, Field(discriminator="type")]
     """Ranks them."""
+    correct_bonus: float = Field(default=0.0, ge=0)
+    """Added to the reward of correct answers, for rules and losses that look at scores alone (weights, RLOO): above the
+    spread of the rewards it puts every correct answer before every other. Gaps between a correct and a wrong answer
+    grow by it, so leave it 0 where `min_margin` and `max_margin` are those of a paper."""
 
 
 Scorer = Annotated[
@@ -69,13 +73,16 @@ class DomainScorer(Config):
     """What decides correctness."""
     reward: Ranker | None = None
     """What ranks."""
+    correct_bonus: float = 0.0
+    """Added to the score of correct answers."""
 
     @classmethod
     def of(cls, scorer: Scorer) -> "DomainScorer":
         """Return the identity of what a recipe wrote."""
         match scorer:
             case Verified():
-                return cls(verifier=scorer.verifier, reward=_settings(scorer.reward))
+                reward = _settings(scorer.reward)
+                return cls(verifier=scorer.verifier, reward=reward, correct_bonus=scorer.correct_bonus)
             case MathVerifier() | CodeVerifier():
                 return cls(verifier=scorer)
             case _:

@@ -162,12 +162,14 @@ def _outcome(
         return Quarantined(row.response.row_id, f"{scorer.verifier.label}_{said.reason or 'error'}", said.detail)
     if score.score is None:
         return Quarantined(row.response.row_id, score.error_code or "", score.error_message or "")
-    objectives = score.objectives
+    objectives, value = score.objectives, score.score
     if said is not None:
-        objectives = {**objectives, "exact": 1.0 if said.verdict is Verdict.correct else 0.0}
+        correct = said.verdict is Verdict.correct
+        objectives = {**objectives, "exact": 1.0 if correct else 0.0}
+        value += scorer.correct_bonus if correct else 0.0
     return ScoredResponse(
         row.response,
-        score.score,
+        value,
         scorer.label,
         objectives,
         verdict=said.verdict if said else None,

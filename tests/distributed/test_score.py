@@ -219,11 +219,11 @@ def test_a_verifier_decides_and_a_scorer_ranks(tmp_path):
     """Both of a domain: verdict of the one, score and objectives of the other, and each domain has its own."""
     prompts, responses = sums(references=("12", None))
     other, more = words(2)
-    both = Verified(verifier=MathVerifier(), reward=ODD)
+    both = Verified(verifier=MathVerifier(), reward=ODD, correct_bonus=100.0)
     artifact = run_score(tmp_path, {"math": both, "*": Unscored()}, [*prompts, *other], [*responses, *more])
     rows = {r.response.row_id: r for r in artifact.rows(ScoredResponse)}
     gold, wrong = rows["s0/m/0"], rows["s0/m/1"]
-    assert (gold.score, gold.verdict, gold.objectives) == (len(MATH["gold"]) + 12.25, Verdict.correct, {"exact": 1.0})
+    assert (gold.score, gold.verdict, gold.objectives) == (len(MATH["gold"]) + 112.25, Verdict.correct, {"exact": 1.0})
     assert (wrong.score, wrong.verdict, wrong.objectives) == (len(MATH["wrong"]) + 12.25, Verdict.wrong, {"exact": 0.0})
     assert gold.scorer == "math+odd_scorer:f" and rows["words0/m/1"].scorer == "unscored"
     assert [r.score for r in rows.values() if r.verdict is None] == [0.0] * 10
