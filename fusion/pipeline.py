@@ -20,9 +20,22 @@ from fusion.recipe import Arm, ModelSpec, Recipe, SftBlock
 from fusion.rewards import EVERY_DOMAIN, Scorer, model_of
 from fusion.rows import Assignment, EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
 from fusion.sampling import Decoding
-from fusion.select import ByDomain, PairSplit, Rule, Side, Split
+from fusion.select import ByDomain, GivenRows, PairSplit, Selection, Side, Split
 from fusion.stage import Stage
-from fusion.stages import evaluate, existing, export, generate, prefer, prompts, reference, score, select, sft, split
+from fusion.stages import (
+    evaluate,
+    existing,
+    export,
+    generate,
+    prefer,
+    prompts,
+    reference,
+    rows,
+    score,
+    select,
+    sft,
+    split,
+)
 from fusion.training import TrainConfig
 
 Node = Stage | PinnedModel
@@ -257,6 +270,8 @@ class _Builder:
         )
 
     def _select(self, block: SftBlock | Arm, training: Stage, sources: Mapping[str, Stage], own: Stage | None) -> Stage:
+        if isinstance(block.select, GivenRows):
+            return self._given_rows(block.select)
         inputs: dict[str, Node] = {"prompts": training, **{f"source_{n}": s for n, s in sources.items()}}
         if block.select.needs_own:
             assert own is not None
@@ -277,6 +292,20 @@ class _Builder:
             )
         )
 
+    def _given_rows(self, given: GivenRows) -> Stage:
+        return self.graph.add(
+            Stage(
+                kind="select",
+                slug=given.type,
+                version=rows.VERSION,
+                config=rows.RowsConfig(rule=given.identity),
+                placement=rows.RowsPlacement(given=given),
+                inputs={},
+                run=rows.run,
+                row_type=given.row_type,
+            )
+        )
+
     @property
     def _ratio(self) -> Split | None:
         """The split where it is by ratio, and so part of the config of each stage that asks for a side."""
@@ -289,7 +318,7 @@ class _Builder:
 
     # ---- training ---------------------------------------------------------------------------
 
-    def _sft(self, slug: str, block: SftBlock | Arm, start: Node, rows: Stage) -> Stage:
+    def _sft(self, slug: str, block: SftBlock | Arm, start: Node, taken: Stage) -> Stage:
         return self.graph.add(
             Stage(
                 kind="sft",
@@ -297,7 +326,7 @@ class _Builder:
                 version=sft.VERSION,
                 config=sft.SftConfig(train=_train_config(block), chat=self.recipe.target.chat),
                 placement=self.recipe.placement.train,
-                inputs={"model": start, "rows": rows},
+                inputs={"model": start, "rows": taken},
                 run=sft.run,
                 row_type=None,
                 exclusive=True,
@@ -308,13 +337,13 @@ class _Builder:
     def _arm(self, name: str, arm: Arm, training: Stage, sources: Mapping[str, Stage], own: Stage | None) -> None:
         graph = self.graph
         start = graph.models[arm.start]
-        rows = graph.selections[name] = self._select(arm, training, sources, own)
+        taken = graph.selections[name] = self._select(arm, training, sources, own)
         if arm.loss.type == "sft":
-            graph.models[name] = self._sft(name, arm, start, rows)
+            graph.models[name] = self._sft(name, arm, start, taken)
             return
-        inputs: dict[str, Node] = {"model": start, "rows": rows}
+        inputs: dict[str, Node] = {"model": start, "rows": taken}
         if arm.loss.needs_reference:
-            inputs["reference"] = self._reference(arm, start, rows)
+            inputs["reference"] = self._reference(arm, start, taken)
         graph.models[name] = graph.add(
             Stage(
                 kind="prefer",
@@ -330,7 +359,7 @@ class _Builder:
             )
         )
 
-    def _reference(self, arm: Arm, start: Node, rows: Stage) -> Stage:
+    def _reference(self, arm: Arm, start: Node, taken: Stage) -> Stage:
         return self.graph.add(
             Stage(
                 kind="reference",
@@ -342,7 +371,7 @@ class _Builder:
                     precision=arm.precision,
                 ),
                 placement=self.recipe.placement.train,
-                inputs={"model": start, "rows": rows},
+                inputs={"model": start, "rows": taken},
                 run=reference.run,
                 row_type=ReferenceLogps,
                 exclusive=True,
@@ -411,7 +440,7 @@ class _Builder:
         )
 
 
-def _slug(rule: Rule) -> str:
+def _slug(rule: Selection) -> str:
     return rule.slug if isinstance(rule, ByDomain) else rule.type
 
 

@@ -9,8 +9,10 @@ from fusion.explain import State, state_of
 from fusion.pipeline import Graph
 from fusion.placement import Demand
 from fusion.promptsets import PromptSet
+from fusion.row_files import count_rows
 from fusion.select import Split
 from fusion.stage import Stage
+from fusion.stages.rows import RowsPlacement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,8 @@ def _rows_in(stage: Stage, state: State, store: Path, rows: dict[int, int | None
             return inputs["responses"]
         case "split":
             return inputs["prompts"]
+        case "select" if isinstance(placement, RowsPlacement):
+            return count_rows(placement.given.path)
         case "select":
             return _side(inputs["prompts"], config.rule.side, graph)
         case "evaluate":

@@ -20,7 +20,7 @@ from fusion.placement import GeneratePlacement, ScorePlacement
 from fusion.promptsets import Clean, ExistingAnswers, PromptSet
 from fusion.rewards import EVERY_DOMAIN, Canary, Scorer, model_of
 from fusion.sampling import Decoding, Precision
-from fusion.select import AnySplit, Guard, Rule, with_seed
+from fusion.select import AnySplit, Guard, PairSplit, Selection, with_seed
 from fusion.training import TrainConfig, TrainPlacement
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -65,7 +65,7 @@ Source = Annotated[
 class SftBlock(TrainConfig):
     """Stage one: supervised fine-tuning of the target on the best source responses."""
 
-    select: Rule
+    select: Selection
     """Which responses are imitated."""
     guard: Guard | None = None
     """What the rows as a whole must keep to."""
@@ -74,7 +74,7 @@ class SftBlock(TrainConfig):
 class Arm(TrainConfig):
     """A training run to compare: a preference stage, or a control. Arms share everything above them."""
 
-    select: Rule
+    select: Selection
     """Which rows it trains on; must make the rows that `loss` reads."""
     guard: Guard | None = None
     """What the rows as a whole must keep to."""
@@ -153,8 +153,9 @@ class Recipe(Config):
     """Directory of artifacts and results; shared storage on a cluster."""
     target: ModelSpec
     """The small model that is trained."""
-    sources: dict[Name, Source] = Field(min_length=1)
-    """What to learn from, by name: models that are asked, and data sets that have their answers."""
+    sources: dict[Name, Source] = {}
+    """What to learn from, by name: models that are asked, and data sets that have their answers. None are needed where all
+    training rows are given (`select: {type: rows}`)."""
     prompts: tuple[PromptSet, ...] = Field(min_length=1)
     """Training prompts."""
     clean: Clean = Clean()
@@ -197,6 +198,15 @@ class Recipe(Config):
                 raise ValueError(
                     f"the name {name!r} is taken; sources and arms need names of their own, not {RESERVED}"
                 )
+        for where, block in (("sft", self.sft), *((f"arms.{name}", arm) for name, arm in self.arms.items())):
+            if block.guard is not None and block.select.type == "rows":
+                raise ValueError(f"{where}.guard: given rows are taken as they are; leave it out")
+            if block.select.needs_sources and not self.sources:
+                raise ValueError(
+                    f"{where}.select {block.select.type} reads the sources' answers, and there are no sources"
+                )
+        if isinstance(self.split, PairSplit) and not self.sources:
+            raise ValueError("split by pairs reads the sources' answers, and there are no sources")
         if unknown := [name for name in self.learn_from or () if name not in self.sources]:
             raise ValueError(f"learn_from: {unknown[0]!r} is not a source; sources: {', '.join(self.sources)}")
         if self.sft.loss.type != "sft":

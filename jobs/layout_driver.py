@@ -144,7 +144,7 @@ def _of_recipe(recipe: Recipe, files: list[Path], rows: str | None) -> Rows:
         return _of_artifact(load(selection))
     inputs = {name: node for chosen in graph.selections.values() for name, node in chosen.inputs.items()}
     sources = [node for name, node in sorted(inputs.items()) if name.startswith("source_")]
-    if rows == PROMPTS_OF:
+    if rows == PROMPTS_OF and PROMPTS_OF in inputs:
         return _of_artifact(load(inputs["prompts"]))
     scored = {ANSWERS_OF: sources, OWN_OF: [inputs[OWN_OF]] if OWN_OF in inputs else []}.get(rows)
     if not scored:

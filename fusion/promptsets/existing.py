@@ -50,6 +50,8 @@ class ExistingAnswers(Config):
     """How a record finds the prompt that it answers: by the prompt's text, or by an id that is the prompt's own."""
     fields: dict[Literal["id", "prompt", "messages", "finish_reason"], FieldSource] = {}
     """Our field -> its name in the records, as in prompt sets."""
+    where: dict[str, str] = {}
+    """Only records whose fields hold these texts, e.g. `{model: gemma-2-27b-it}` where a file has several models' answers."""
     max_per_prompt: int | None = Field(default=None, ge=1)
     """Take only so many answers to a prompt, the first ones; null takes all."""
 
@@ -65,7 +67,8 @@ class ExistingAnswers(Config):
         """
         for file, records in self.data.read():
             for place, record in renamed(records, {**self.fields, "response": self.response}, file=file):
-                yield from self._of(record, place)
+                if all(record.get(name) == text for name, text in self.where.items()):
+                    yield from self._of(record, place)
 
     def key_of(self, prompt_id: str, messages: tuple[Message, ...]) -> str:
         """Return what `Answer.key` must be for an answer to this prompt."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from fusion.select.best import Best
 from fusion.select.by_domain import ByDomain, PlainRule, with_seed
 from fusion.select.common import Drop, PromptGroup, Reason
+from fusion.select.given_rows import GivenRows
 from fusion.select.guard import Guard
 from fusion.select.on_policy_pair import OnPolicyPair
 from fusion.select.pair_split import AnySplit, PairSplit, Shares
@@ -42,12 +43,16 @@ RULES = (
 
 Rule = Annotated[PlainRule | ByDomain, Field(discriminator="type")]
 
+Selection = Annotated[PlainRule | ByDomain | GivenRows, Field(discriminator="type")]
+"""Where training rows come from: a rule, or a file that has them."""
+
 __all__ = [
     "RULES",
     "AnySplit",
     "Best",
     "ByDomain",
     "Drop",
+    "GivenRows",
     "Group",
     "Guard",
     "OnPolicyPair",
@@ -57,6 +62,7 @@ __all__ = [
     "Reason",
     "Rule",
     "SameSourcePair",
+    "Selection",
     "Shares",
     "Side",
     "SourceGroups",

@@ -94,6 +94,8 @@ class ByDomain(Config):
 
 def with_seed(select: Mapping[str, Any], seed: Any) -> dict[str, Any]:
     """Return a rule as it is typed, with the seed of its ties where it states none; for `by_domain` that of each rule."""
+    if select.get("type") == "rows":
+        return dict(select)
     if select.get("type") != "by_domain":
         return {"seed": seed, **select}
     rules = select.get("rules")

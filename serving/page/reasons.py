@@ -70,6 +70,8 @@ def why(answer: Answer, answers: Sequence[Answer], rule: Mapping[str, Any], *, d
 
 def _role(answer: Answer, answers: Sequence[Answer], rule: Mapping[str, Any]) -> str:
     match rule["type"], answer.role:
+        case "rows", role:
+            return f"{str(role).replace('_', ' ')} in the file that was given"
         case "best", _:
             correct = " that are correct" if rule.get("only_correct") else ""
             return f"highest reward {_ALL_SOURCES}{correct}; the model learns to give it"

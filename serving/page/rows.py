@@ -175,8 +175,8 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
         ArtifactError: a part cannot be read.
     """
     arm = _arm(run, asked.arm)
-    prompts_key = arm.selection.manifest.inputs["prompts"].key
-    prompts = run.find("prompts", prompts_key)
+    prompts_key = _prompts_key(arm)
+    prompts = run.find("prompts", prompts_key) if prompts_key else None
     found = find(prompts, "prompt_id", asked.prompt_id) if prompts else []
     rows = find(arm.selection, "prompt.prompt_id", asked.prompt_id, never=NEVER_SHOWN | {"text", "objectives"})
     if not found and not rows:
@@ -185,7 +185,7 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
     row = rows[0] if rows else None
     drop = None if row else next((q for q in parts.refused(arm.selection) if q["row_id"] == asked.prompt_id), None)
     roles = _roles(row) if row else {}
-    answers = _answers(run, prompts_key, asked.prompt_id, roles)
+    answers = _answers(run, prompts_key, asked.prompt_id, roles) if prompts_key else []
     if roles.keys() - {each.place for each in answers}:
         answers += _held(arm.selection, asked.prompt_id, answers)
     reason = drop["reason"] if drop else None
@@ -203,8 +203,14 @@ def detail(run: Run, asked: RowQuery) -> PromptDetail:
         weight=row["weight"] if row else None,
         margin=_margin(row) if row else None,
         candidates=_candidates(answers, (held.role for held in roles.values()), rule, dropped=row is None),
-        lost=_lost(run, prompts_key, asked.prompt_id),
+        lost=_lost(run, prompts_key, asked.prompt_id) if prompts_key else [],
     )
+
+
+def _prompts_key(arm: Arm) -> str | None:
+    """Key of the prompts that an arm's rows were selected for; None where the rows were given."""
+    prompts = arm.selection.manifest.inputs.get("prompts")
+    return prompts.key if prompts else None
 
 
 def _arm(run: Run, name: str) -> Arm:
@@ -228,7 +234,8 @@ def _rows(selection: Artifact, *, skip: int) -> Iterator[RowView]:
 def _dropped(run: Run, arm: Arm) -> Iterator[RowView]:
     """Yield the prompts that gave no row, in the order of the prompts where those are still there."""
     refused = {q["row_id"]: q for q in parts.refused(arm.selection)}
-    prompts = run.find("prompts", arm.selection.manifest.inputs["prompts"].key) if refused else None
+    key = _prompts_key(arm)
+    prompts = run.find("prompts", key) if refused and key else None
     for plain in parts.rows(prompts, never=NOT_LISTED) if prompts else ():
         if (q := refused.pop(plain["prompt_id"], None)) is not None:
             yield RowView(**_short(plain), roles=[], dropped=q["reason"], detail=q["detail"])
