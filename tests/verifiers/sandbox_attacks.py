@@ -415,7 +415,7 @@ PROCESSES = [
     Attack(
         "process",
         "thread bomb",
-        "import threading, time\nthreading.stack_size(32768)\nn = 0\ntry:\n    while True:\n        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n        n += 1\n        if n == 1500: print('THROUGH', flush=True)\nexcept RuntimeError:\n    import os\n    os._exit(3)",
+        "import os, threading, time\nthreading.stack_size(32768)\nn = 0\ntry:\n    while True:\n        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n        n += 1\n        if n == 1500: print('THROUGH', flush=True), os._exit(3)\nexcept RuntimeError: os._exit(3)",
         "sure",
     ),
 ]

@@ -38,7 +38,7 @@ from fusion.verifiers.sandbox.limits import Limits  # noqa: E402
 from fusion.verifiers.sandbox.runs import Runner  # noqa: E402
 
 LIMITS = Limits(timeout_s=1.0, memory_mb=512)
-BRIEF = dataclasses.replace(LIMITS, timeout_s=0.3)
+BRIEF = dataclasses.replace(LIMITS, timeout_s=0.15)
 PASSWORDS = "root:x:0:0"
 
 VICTIM = """
@@ -215,7 +215,7 @@ def run_bare() -> Iterator[tuple[Attack, str, list[str]]]:
         if attack.bare == "never":
             continue
         process = subprocess.run(
-            [sys.executable, "-c", world.program(attack)],
+            [sys.executable, "-S", "-s", "-c", world.program(attack)],
             capture_output=True,
             cwd="/",
             timeout=20,

@@ -50,6 +50,7 @@ def unused_uid() -> int:
 def drop_root() -> None:
     """Become an unused user without groups, for good. RLIMIT_NPROC, among others, does nothing for root."""
     uid = unused_uid()
+    _drop_bounding_set()
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -58,11 +59,15 @@ def drop_root() -> None:
 def drop_capabilities() -> None:
     """Give up every capability, those of a user namespace too, and the way to get one by an exec."""
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    with contextlib.suppress(OSError):  # Only who has CAP_SETPCAP can; without it there is nothing to bound.
-        for number in range(64):
-            kernel.prctl(kernel.PR_CAPBSET_DROP, number)
+    _drop_bounding_set()
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     kernel.syscall(TABLES[kernel.machine()]["capset"], header, bytes(24))
+
+
+def _drop_bounding_set() -> None:
+    with contextlib.suppress(OSError):  # Refused after the last capability, and where there is none to do it with.
+        for number in range(64):
+            kernel.prctl(kernel.PR_CAPBSET_DROP, number)
 
 
 def enter() -> None:

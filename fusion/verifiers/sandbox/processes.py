@@ -4,6 +4,7 @@ A `Sandbox` is used by one thread at a time (`runs.py` holds the lock). Whatever
 another; whatever ends the owner, the zygote sees its socket close and ends with all its children.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -99,9 +100,12 @@ class _Zygote:
 
 def _end_process(owner: int, control: socket.socket, process: subprocess.Popen) -> None:
     """End a zygote: the closed socket tells it to, and it takes all its children along."""
-    control.close()
     if os.getpid() != owner:
-        return  # A fork of the owner has a copy of the socket and no say.
+        control.close()  # A fork of the owner has a copy of the socket and no say.
+        return
+    with contextlib.suppress(OSError):  # It may be gone already.
+        control.shutdown(socket.SHUT_RDWR)  # At once, where a thread that waits on the socket would put off a close.
+    control.close()
     try:
         process.wait(END_S)
     except subprocess.TimeoutExpired:
@@ -157,7 +161,8 @@ class Sandbox:
                 self._zygote, self.level, self.landlock = zygote, hello["level"], hello["landlock"]
                 return
             zygote.end()
-            refusals.append(f"{level}: {hello['refused']}")
+            if hello["refused"] not in refusals:
+                refusals.append(hello["refused"])
         raise StageError(
             f"the code sandbox cannot protect this machine, so no program is run ({'; '.join(refusals)}); run on another "
             "kernel, or set allow_weaker: L1 if programs may read every file that this user can"

@@ -381,7 +381,7 @@ def _blame(report: dict[str, Any], at: str = "") -> Outcome:
     """Return what an error means that a program did not catch."""
     name, text, number = (report.get(field) for field in ("error", "text", "errno"))
     detail = f"{name}: {text}" + (f"; {at}" if at else "")
-    if name == "MemoryError":
+    if name == "MemoryError" or number == errno.ENOMEM:
         return Outcome(Result.memory, detail)
     if number in _DENIED:
         return Outcome(Result.sandbox_denied, detail)

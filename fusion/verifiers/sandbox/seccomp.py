@@ -5,10 +5,11 @@ calls are let through by their arguments; only arguments in registers can be rea
 """
 
 import ctypes
+import os
 import struct
 
 from fusion.verifiers.sandbox import kernel
-from fusion.verifiers.sandbox.syscalls import ABSENT, ALLOWED, AUDIT_ARCH, CHECKED, TABLES
+from fusion.verifiers.sandbox.syscalls import ABSENT, ALLOWED, AUDIT_ARCH, TABLES
 
 ALLOW = 0x7FFF0000
 KILL_PROCESS = 0x80000000
@@ -48,12 +49,13 @@ _DENY: Instruction = (RETURN, 0, 0, ERRNO | EPERM)
 _PASS: Instruction = (RETURN, 0, 0, ALLOW)
 
 
-def program(machine: str, own_pid: int) -> list[Instruction]:
+def program(machine: str, own_pid: int, *, read_only: bool = False) -> list[Instruction]:
     """Return the filter for a process.
 
     Args:
         machine: `x86_64` or `aarch64`.
         own_pid: the only process that `kill`, `tgkill` and `prlimit64` may name.
+        read_only: let no file be opened for writing, where Landlock does not see to that.
 
     Raises:
         KeyError: there is no table for this architecture.
@@ -67,12 +69,12 @@ def program(machine: str, own_pid: int) -> list[Instruction]:
     ]
     if machine == "x86_64":
         code += [(IF_AT_LEAST, 0, 1, X32_BIT), (RETURN, 0, 0, KILL_PROCESS)]
-    for name in sorted(ALLOWED & table.keys(), key=table.__getitem__):
+    checks = _checks(own_pid) | (_READ_ONLY if read_only else {})
+    for name in sorted((ALLOWED - checks.keys()) & table.keys(), key=table.__getitem__):
         code += _when(table[name], [_PASS])
     for name in sorted(ABSENT):
         code += _when(table[name], [(RETURN, 0, 0, ERRNO | ENOSYS)])
-    checks = _checks(own_pid)
-    for name in sorted(CHECKED):
+    for name in sorted(checks.keys() & table.keys()):
         code += _when(table[name], checks[name])
     return [*code, _DENY]
 
@@ -123,6 +125,10 @@ def _when(number: int, block: list[Instruction]) -> list[Instruction]:
     return [(IF_EQUAL, 0, len(block), number), *block]
 
 
+def _refuse_bits(argument: int, bits: int) -> list[Instruction]:
+    return [_low(argument), (IF_ANY_BIT, 0, 1, bits), _DENY]
+
+
 def _low(argument: int) -> Instruction:
     return (LOAD, 0, 0, ARGUMENTS + 8 * argument)
 
@@ -152,3 +158,7 @@ def _require_null(argument: int) -> list[Instruction]:
         (IF_EQUAL, 1, 0, 0),
         _DENY,
     ]
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_READ_ONLY = {"open": [*_refuse_bits(1, _WRITING), _PASS], "openat": [*_refuse_bits(2, _WRITING), _PASS]}

@@ -26,7 +26,7 @@ def attacks(secret_file: str, owner: int) -> dict[str, str]:
     """
     return {
         "read a file": f"open({secret_file!r}).read()\nprint('THROUGH')",
-        "write a file": "open('/tmp/sandbox-self-test', 'w').write('x')\nprint('THROUGH')",
+        "write a file": "import os\nopen('/tmp/self-test', 'w').close()\nprint('THROUGH')\nos.unlink('/tmp/self-test')",
         "start a program": "import os\nif os.posix_spawn('/bin/true', ['true'], {}): print('THROUGH')",
         "fork": "import os\nif os.fork() == 0: os._exit(0)\nprint('THROUGH')",
         "open a socket": "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_STREAM)\nprint('THROUGH')",

@@ -129,7 +129,8 @@ class Zygote:
             if self._rules is not None:
                 landlock.restrict(RULES_FD)
                 os.close(RULES_FD)
-            seccomp.install(seccomp.assemble(seccomp.program(kernel.machine(), os.getpid())))
+            rules = seccomp.program(kernel.machine(), os.getpid(), read_only=self._rules is None)
+            seccomp.install(seccomp.assemble(rules))
             inside.run()
         except BaseException as error:
             os.write(CHANNEL_FD, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode() + b"\n")
