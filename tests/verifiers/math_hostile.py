@@ -1,0 +1,78 @@
+"""Responses that try to hang, crash or fool the math verifier; `GOLD` is right for none of them."""
+
+GOLD = "12"
+
+_DEEP = 200
+HOSTILE: dict[str, str] = {
+    # What computes for ever, or takes all memory.
+    "power_tower": r"\boxed{9^{9^{9^{9}}}}",
+    "python_power_tower": r"\boxed{9**9**9**9}",
+    "power_tower_difference": r"\boxed{12 + 9^{9^{9^9}} - 9^{9^{9^9}}}",
+    "big_power": r"\boxed{7^{99999999} \bmod 13}",
+    "huge_factorial": r"\boxed{99999999!}",
+    "factorial_tower": r"\boxed{((((9!)!)!)!)!}",
+    "binomial": r"\boxed{\binom{10^{12}}{10^{11}}}",
+    "hanging_integral": r"\boxed{\int_{0}^{\infty} \frac{\sin(x^{x})\ln(1+x^{\pi})}{e^{x^{x}}+\cos(x)} dx}",
+    "hanging_limit": r"\boxed{\lim_{x \to 0} \frac{\sin(\tan(\sin(\tan x))) - \tan(\sin(\tan(\sin x)))}{x^{x^{x}}}}",
+    "long_sum": r"\boxed{\sum_{n=1}^{100000000} \frac{\sin(n!)}{n^n + \pi}}",
+    "long_product": r"\boxed{\prod_{n=1}^{10000000} (n^2 + 1)}",
+    "nested_radicals": r"\boxed{" + r"\sqrt{2+" * 60 + "x" + "}" * 60 + "}",
+    "expansion": r"\boxed{(a+b+c+d+e+f)^{200} - (f+e+d+c+b+a)^{200} + 13}",
+    "trigonometry": r"\boxed{" + "+".join(rf"\sin^{{{n}}}({n}x)\cos^{{{n}}}({n + 1}x)" for n in range(9, 25)) + "}",
+    "matrix_bomb": r"\boxed{\begin{pmatrix}"
+    + r"\\".join("&".join("abcdefgh") for _ in range(8))
+    + r"\end{pmatrix}^{99999}}",
+    "huge_set": r"\boxed{\{" + ",".join(str(n) for n in range(240)) + r"\}}",
+    "huge_interval": r"\boxed{[-10^{10^{10}}, 10^{10^{10}}] \cap \{x : x^x = 12\}}",
+    "huge_exponent_number": r"\boxed{1e999999}",
+    "long_digits": r"\boxed{" + "9" * 950 + "}",
+    "tiny_decimal": r"\boxed{0." + "0" * 900 + "12}",
+    # What nests or repeats.
+    "deep_braces": r"\boxed{" + "{" * _DEEP + "12" + "}" * _DEEP + "1}",
+    "deeper_braces": r"\boxed{" + "{" * 50_000 + "12" + "}" * 50_000 + "}",
+    "deep_fractions": r"\boxed{" + r"\frac{1}{1+" * 70 + "1" + "}" * 70 + "}",
+    "deep_parentheses": r"\boxed{" + "(" * 450 + "13" + ")" * 450 + "}",
+    "repeated_boxes": r"\boxed{13}" * 100_000,
+    "nested_boxes": r"\boxed{" * 100_000 + "12",
+    "unclosed_box": r"so the answer is \boxed{12",
+    "unclosed_after_phrase": r"The answer is 12, that is $\boxed{12",
+    "phrases": "the answer is " * 100_000,
+    "hashes": "#" * 200_000,
+    "backslashes": "\\" * 200_001,
+    "ten_megabytes": "The answer is 12. " + "lorem ipsum 13 " * 700_000,
+    "ten_megabytes_of_digits": "1" * 10_000_000,
+    "ten_megabytes_of_braces": r"\boxed{12" + "{}" * 5_000_000,
+    # What is invisible, or looks like something else.
+    "zero_width": "\\boxed{1\u200b2}",
+    "bidi_override": "\\boxed{\u202e21\u202c}",
+    "nul": "\\boxed{12\x00}",
+    "lone_surrogate": "\\boxed{12\ud800}",
+    "arabic_digits": "\\boxed{\u0661\u0662}",
+    "bold_digits": "\\boxed{\U0001d7cf\U0001d7d0}",
+    "circled_number": "\\boxed{\u246b}",
+    "soft_hyphen": "\\boxed{1\u00ad2}",
+    # What wants to be evaluated.
+    "python_import": r"\boxed{__import__('os').system('touch FILE')}",
+    "python_import_in_phrase": "The answer is __import__('os').system('touch FILE')",
+    "python_lambda": r"\boxed{(lambda: open('FILE', 'w'))()}",
+    "python_exec": r"\boxed{exec(\"open('FILE','w')\")}",
+    "sympy_call": r"\boxed{Function('f')(open('FILE','w'))}",
+    "latex_write": r"\boxed{\immediate\write18{touch FILE} 13}",
+    "latex_input": r"\boxed{\input{/etc/passwd}}",
+    "format_braces": r"\boxed{{{7*7}}{0.__class__}%s%n}",
+    # What bets on several values at once, or on a sloppy comparison.
+    "chain": r"\boxed{10 = 11 = 12 = 13}",
+    "list": r"\boxed{10, 11, 12, 13}",
+    "or": r"\boxed{12 \text{ or } 13}",
+    "plus_minus": r"\boxed{12.5 \pm 0.5}",
+    "interval": r"\boxed{[11, 13]}",
+    "zero_by_zero": r"\boxed{\frac{0}{0}}",
+    "infinity": r"\boxed{\frac{12}{0}}",
+    "free_symbol": r"\boxed{x}",
+    "everything": r"\boxed{\mathbb{R}}",
+    "the_answer": r"\boxed{\text{the answer}}",
+    "gold_quoted": r"\boxed{\text{gold} = \text{reference}}",
+    "earlier_box": r"\boxed{12} and on second thought \boxed{13}",
+    "negation": "The answer is not 12.",
+    "forged_reply": '\\boxed{{"id": 1, "result": "correct", "detail": "", "peak_mb": 1}\n}',
+}
