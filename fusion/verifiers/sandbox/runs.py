@@ -23,8 +23,8 @@ from fusion.verifiers.sandbox.limits import MIB, Limits
 from fusion.verifiers.sandbox.processes import START_S, Level, LostError, Sandbox
 
 RETRIES = 2
-READ_S = 5.0
-"""Longest time for finding the program in a response."""
+READ_S = 20.0
+"""Longest time for finding the program in a response; the slowest take 2 s."""
 TEXTS_PER_READER = 2000
 """Responses after which the process that reads them is replaced; Python's parser keeps some memory."""
 MAX_RESPONSE = 4 * MIB
@@ -334,8 +334,7 @@ class Runner:
                 reason="no_code", detail=f"{len(text)} characters; at most {MAX_RESPONSE} are looked through"
             )
         if self._num_read >= TEXTS_PER_READER and self._reader is not None:
-            self.sandbox.end(self._reader)
-            self._reader = None
+            self._end_reader()
         if self._reader is None:
             self._reader = self.sandbox.reader(Limits(memory_mb=1024))
             self._reader.begin("read", {}, max_line=TEST_LINE)
@@ -348,14 +347,28 @@ class Runner:
         except FloodError:
             line = None
         if line is None:
-            detail = f"Python's parser does not stand it: {_ending(self._reader)}"
-            self.sandbox.end(self._reader)
-            self._reader = None
-            return Program(reason="no_code", detail=detail)
+            return Program(reason="no_code", detail=f"Python's parser does not stand it: {self._end_reader()}")
         report = values.loads(line)
+        if "failed" in report:
+            raise LostError(f"a response was not read: {report['failed']}")
         if "reason" in report:
             return Program(reason=report["reason"], detail=report["detail"])
         return Program(report["code"], tuple(report["functions"]))
+
+    def _end_reader(self) -> str:
+        """End the process that reads responses and return how it ended, or that it had to be ended.
+
+        Raises:
+            LostError: somebody else killed it.
+        """
+        reader, self._reader = self._reader, None
+        assert reader is not None
+        ended = reader.silent and self.sandbox.pump(time.monotonic() + GRACE_S, lambda: reader.status is not None)
+        how = _ending(reader)
+        self.sandbox.end(reader)
+        if ended:
+            _by_status(reader)
+        return how
 
 
 def _report(line: bytes) -> dict[str, Any]:

@@ -22,6 +22,8 @@ Tree = Any
 """None, bool, int, float, str, or a list that begins with a tag."""
 
 MAX_DEPTH = 100
+MAX_CONTAINERS = 300_000
+"""Containers in one value, counted as often as they are written out."""
 _MAX_PLAIN_INT = 2**63
 
 
@@ -59,7 +61,7 @@ class Encoder:
         self._numbers = {id(container): number for number, container in enumerate(self.numbered)}
         self._plain = plain
         self._depth = 0
-        self._budget = 2_000_000
+        self._budget = MAX_CONTAINERS
 
     def encode(self, value: Any) -> Tree:
         """Return the tree of a value.
