@@ -25,7 +25,7 @@ Pair = tuple[str, str]
 
 OWN_WRONG = dict.fromkeys(Skill, 0.025) | {Skill.code: 0.10}
 """Chance of the mistake in a source's own skill. A program is wrong at one place or not at all, and what is rarer than the
-5 % that top-p leaves out is never sampled: with 2.5 % the source would never fail, and no program of its could be rejected."""
+5 % that top-p leaves out is never sampled: with 2.5 % the source never failed, so that no pair could be made of its answers."""
 
 
 def source_writer(tiny: TinyModel) -> Writer:
