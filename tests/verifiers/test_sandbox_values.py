@@ -136,7 +136,8 @@ def test_objects_are_not_carried(value: object) -> None:
             Encoder(plain=plain).encode(value)
 
 
-def test_depth_and_size_are_bounded() -> None:
+def test_depth_and_size_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "MAX_CONTAINERS", 10_000)
     deep: list = []
     for _ in range(1000):
         deep = [deep]
