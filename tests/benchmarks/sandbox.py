@@ -80,12 +80,14 @@ def measure_leaks(runs: int) -> None:
         begun, facts = time.perf_counter(), []
         for number in range(runs + 100):
             if number == 100:
+                runner.run(Program(CODE, ("f",)), KINDS["asserts"][1], "f")  # After it, two processes wait.
                 facts.append(_facts(runner, level))
                 begun = time.perf_counter()
             code, case = cases[number % 3]
             outcome = runner.run(wrong if number % 10 == 0 else Program(code, ("f",)), case, "f")
             assert (outcome.result is Result.passed) == (number % 10 != 0), outcome
         seconds = time.perf_counter() - begun
+        runner.run(Program(CODE, ("f",)), KINDS["asserts"][1], "f")
         facts.append(_facts(runner, level))
         runner.close()
         columns = [f"{before} → {after}" for before, after in zip(*facts, strict=True)]

@@ -57,6 +57,7 @@ FORGERIES: dict[str, str] = {
     "other numbers": "import ctypes\ndef f(x):\n    for n in range(22, 200): ctypes.c_int.from_address(id(n) + 24).value = x\n    return x",
     "raise the end of the test": "class _EndOfTestError(BaseException): pass\ndef f(x): raise _EndOfTestError",
     "raise SystemExit": "class Leave(SystemExit): pass\ndef f(x): raise Leave(0)",
+    "raise what ends loops": "def f(x): raise StopIteration",
     "raise what ends generators": "def f(x): raise GeneratorExit",
     "type that lies": "class E:\n    __class__ = int\n    def __index__(self): return 42\n    __int__ = __index__\n    def __eq__(self, o): return True\ndef f(x): return E()",
     "truth that lies": "class E:\n    def __bool__(self): return True\n    def __getattr__(self, n): return lambda *a: True\ndef f(x): return E()",

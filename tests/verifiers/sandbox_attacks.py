@@ -653,6 +653,13 @@ FLOODS = [
         "never",
         ends=("output_limit",),
     ),
+    Attack(
+        "flood",
+        "channel with long lines",
+        "import os\nwhile True: os.write(4, b'x' * 65536 + b'\\n')",
+        "never",
+        ends=("output_limit",),
+    ),
     Attack("flood", "own lines", "import os\nos.write(4, b'{\"exit\": 0}\\n')", "never", ends=("protocol_error",)),
     Attack("flood", "no end of line", "import os\nos.write(1, b'x' * 500000)\nos._exit(0)", "never", ends=("pass",)),
 ]

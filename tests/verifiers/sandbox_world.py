@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -191,7 +192,7 @@ def run_in_sandbox(level: str) -> Iterator[tuple[Attack, str, list[str]]]:
     assert zygote is not None
     processes = descendants(zygote)
     for attack in ATTACKS:
-        started = time.monotonic()
+        started, peak = time.monotonic(), _peak()
         limits = BRIEF if "timeout" in attack.ends else LIMITS
         outcome, printed = runner.probe(world.program(attack), limits)
         found = world.noticed(printed.decode(errors="replace"))
@@ -201,11 +202,17 @@ def run_in_sandbox(level: str) -> Iterator[tuple[Attack, str, list[str]]]:
             found.append(f"processes: {left}")
         if len(printed) > 2 * LIMITS.output_bytes:
             found.append(f"{len(printed)} bytes kept")
+        if (grown := _peak() - peak) > 64 * 1024:
+            found.append(f"the judge grew by {grown} KiB")
         if time.monotonic() - started > LIMITS.timeout_s + 2:
             found.append(f"{time.monotonic() - started:.1f} s")
         yield attack, str(outcome.result), found
     runner.close()
     world.close()
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def run_bare() -> Iterator[tuple[Attack, str, list[str]]]:

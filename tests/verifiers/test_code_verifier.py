@@ -206,6 +206,8 @@ def test_asserts_that_hold(judge: CodeJudge, code: str, test: str) -> None:
 @pytest.mark.parametrize(
     ("code", "test"),
     [
+        ("def f(x): raise StopIteration", "assert all(map(f, [1, 2]))"),
+        ("def f(x): raise GeneratorExit", "assert all(f(x) for x in [1, 2])"),
         ("def f(x): return [1, 2]", "assert f(0) == (1, 2)"),
         ("def f(x): raise KeyError(1)", "try: f(1)\nexcept ValueError: pass"),
         ("def f(x): return x", "assert f(1) is None"),

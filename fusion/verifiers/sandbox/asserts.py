@@ -83,6 +83,9 @@ class Session:
                 decoder.refill(container, contents)
         if error is not None:
             self.raised.append((error, answer["raised"]))
+        if isinstance(error, StopIteration | StopAsyncIteration | GeneratorExit):
+            # It would end a loop of the test, `all(map(f, …))` for one, as if all had been looked at.
+            self._end("runtime_error", f"{name} raised {type(error).__name__}")
         return result, error
 
     def _end(self, result: str, detail: str) -> NoReturn:

@@ -48,12 +48,19 @@ def unused_uid() -> int:
 
 
 def drop_root() -> None:
-    """Become an unused user without groups, for good. RLIMIT_NPROC, among others, does nothing for root."""
+    """Become an unused user without groups, for good. RLIMIT_NPROC, among others, does nothing for root.
+
+    Raises:
+        OSError: this root may not, as in a container without CAP_SETUID and CAP_SETGID.
+    """
     uid = unused_uid()
     _drop_bounding_set()
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    try:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        raise OSError(f"root may not become user {uid} here ({error.strerror}); run as an ordinary user") from None
 
 
 def drop_capabilities() -> None:

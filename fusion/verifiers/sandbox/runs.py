@@ -158,9 +158,9 @@ class Runner:
         for retry in range(RETRIES + 1):
             try:
                 return attempt()
-            except (LostError, OSError):
-                self._close()
-                if retry == RETRIES:
+            except BaseException as error:
+                self._close()  # Whatever it was, no process of this attempt may meet the next one.
+                if retry == RETRIES or not isinstance(error, LostError | OSError):
                     raise
         raise AssertionError("unreachable")
 

@@ -191,8 +191,9 @@ def _prepare(control: socket.socket, ceiling: str) -> tuple[Zygote, dict[str, An
         namespaces.drop_root()
     if ceiling == "L3":
         _enter_namespaces(control, libraries, shared_objects)
-        os.dup2(0, LIBRARY_FD)  # Through it the old tree could be walked.
-    elif not os.access(libraries[0] / "os.py", os.R_OK):
+    if ceiling == "L3" or os.access(libraries[0] / "os.py", os.R_OK):
+        os.dup2(0, LIBRARY_FD)  # It is not needed, and the tree could be walked from it.
+    else:
         namespaces.reach_library(libraries[0], LIBRARY_FD)
     namespaces.drop_capabilities()
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
