@@ -40,8 +40,10 @@ def run(ctx: StageContext) -> StageResult:
     """
     config: SelectConfig = ctx.config
     prompts = list(ctx.rows("prompts", Prompt))
-    sides = sides_of(ctx, config.split, prompts)
-    asked = [p for p in prompts if config.rule.side in ("all", sides.get(p.prompt_id))]
+    asked = prompts
+    if config.rule.side != "all":
+        sides = sides_of(ctx, config.split, prompts)
+        asked = [p for p in prompts if sides.get(p.prompt_id) == config.rule.side]
     if not asked:
         shares = f" {config.split.sft}:{config.split.preference}" if config.split else " by pairs"
         raise InputError(
