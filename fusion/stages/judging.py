@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from fusion.rows import Prompt
 from fusion.verifiers import Judge, Judgement
 
+SANDBOX = "sandbox-"
+"""Files of a score stage that say at which levels programs were confined: one per level, as nodes may differ."""
+
 
 class Bench:
     """Judges of one kind."""
@@ -20,6 +23,11 @@ class Bench:
         for judge in self._judges:
             self._free.put(judge)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="judge")
+
+    @property
+    def level(self) -> str | None:
+        """How strongly its judges confine the programs that they run; None where they run none."""
+        return self._judges[0].level
 
     def judge(self, work: Sequence[tuple[Prompt, str]]) -> list[Judgement]:
         """Return the judgement of each text, in order."""

@@ -17,6 +17,7 @@ from fusion.placement import ScorePlacement
 from fusion.rewards import DomainScorer, ModelSettings, PythonScorer, Scorer
 from fusion.rows import Prompt, Response, to_table
 from fusion.stage import Chunk, StageContext, StageResult
+from fusion.stages.judging import SANDBOX
 from fusion.stages.statistics import score_statistics
 
 VERSION = 2
@@ -54,7 +55,13 @@ def run(ctx: StageContext) -> StageResult:
     ctx.progress.begin(total=len(row_ids), done=len(row_ids) - sum(c.stop - c.start for c in missing))
     if missing:
         _score(ctx, missing)
-    return StageResult(rows_in=len(row_ids), notes=score_statistics(ctx.path, chunks))
+    return StageResult(rows_in=len(row_ids), notes={**score_statistics(ctx.path, chunks), **_sandbox(ctx)})
+
+
+def _sandbox(ctx: StageContext) -> dict[str, list[str]]:
+    """Return at which levels the programs of responses were confined, weakest first; nothing where none were run."""
+    levels = sorted(file.stem.removeprefix(SANDBOX) for file in ctx.path.glob(f"{SANDBOX}*.json"))
+    return {"sandbox": levels} if levels else {}
 
 
 def _score(ctx: StageContext, missing: Sequence[Chunk]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from fusion.artifact import Quarantined, commit_part
+from fusion.artifact import Quarantined, commit_part, write_json
 from fusion.errors import InputError
 from fusion.rewards import (
     EVERY_DOMAIN,
@@ -27,7 +27,7 @@ from fusion.rewards import (
 )
 from fusion.rows import Message, Prompt, Response, ScoredResponse, Verdict, from_table
 from fusion.stages.chunks import Receipt
-from fusion.stages.judging import Bench
+from fusion.stages.judging import SANDBOX, Bench
 from fusion.verifiers import Judgement
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ class ScoreActor:
         if scorer.verifier is None:
             return [None] * len(rows)
         if key not in self._benches:
-            self._benches[key] = Bench(scorer.verifier.load, size=self._settings.num_threads)
+            bench = self._benches[key] = Bench(scorer.verifier.load, size=self._settings.num_threads)
+            if bench.level is not None:
+                write_json(self._settings.directory / f"{SANDBOX}{bench.level}.json", {"level": bench.level})
         return list(self._benches[key].judge([(row.prompt, row.response.text) for row in rows]))
 
     def _scores(

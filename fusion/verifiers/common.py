@@ -20,6 +20,11 @@ class Judgement:
 class Judge(Protocol):
     """A loaded verifier. It may own processes: `close` ends them, and after it no process of it is left."""
 
+    @property
+    def level(self) -> str | None:
+        """How strongly it confines the programs that it runs, for manifests; None where it runs none."""
+        ...
+
     def judge(self, prompt: Prompt, text: str) -> Judgement:
         """Return what it says of the text of a response; never raises for anything in `text`."""
         ...

@@ -58,6 +58,11 @@ class MathJudge:
         self._config = config
         self.checker = MathChecker(timeout_s=config.timeout_s, memory_mb=config.memory_mb)
 
+    @property
+    def level(self) -> None:
+        """It runs no programs."""
+        return None
+
     def judge(self, prompt: Prompt, text: str) -> Judgement:
         """Return what it says of the text of a response.
 

@@ -136,6 +136,7 @@ def test_verdicts_of_the_real_verifiers_stand_beside_the_scorers_numbers(project
     assert [str(rows[f"c1/book/{n}"].verdict) for n in (0, 1)] == ["correct", "wrong"]
     assert rows["c1/book/1"].verdict_reason == "wrong_answer" and rows["c1/book/0"].score > 1
     assert {r.scorer for r in rows.values()} == {"math+jobs.demo.readable:score", "code+jobs.demo.readable:score"}
+    assert artifact(project, "score", "book").manifest.notes["sandbox"][0] in ("L2", "L3")
     assert artifact(project, "existing", "book").manifest.quarantined == {"unknown_prompt": 1}
 
 
