@@ -40,6 +40,14 @@ def judge() -> Iterator[CodeJudge]:
     judge.close()
 
 
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[CodeJudge]:
+    """For what never ends."""
+    judge = CodeVerifier(timeout_s=0.3).load()
+    yield judge
+    judge.close()
+
+
 def test_it_is_a_judge(judge: CodeJudge) -> None:
     loaded: Judge = judge
     assert loaded.judge(prompt("assert f(1) == 2"), "def f(x): return x + 1").verdict is Verdict.correct
@@ -72,10 +80,11 @@ def test_it_is_a_judge(judge: CodeJudge) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["asserts", "call"])
-def test_reasons_of_wrong(judge: CodeJudge, code: str, reason: str, kind: str) -> None:
+def test_reasons_of_wrong(judge: CodeJudge, hasty: CodeJudge, code: str, reason: str, kind: str) -> None:
     if kind == "call" and "os.close(4)" in code:
         reason = "timeout"  # Who closes the channel and goes on is waited for; in asserts nobody can answer any more.
-    said = judge.judge(prompt("assert f(1) == 2" if kind == "asserts" else calls(2, 1)), code)
+    asked = hasty if reason == "timeout" else judge
+    said = asked.judge(prompt("assert f(1) == 2" if kind == "asserts" else calls(2, 1)), code)
     assert (said.verdict, said.reason) == (Verdict.wrong, reason), said.detail
     assert said.detail
     assert "\n" not in said.detail
@@ -95,8 +104,10 @@ def test_reasons_of_wrong(judge: CodeJudge, code: str, reason: str, kind: str) -
         ("import sys\nprint(input())\nprint('note', file=sys.stderr)", ""),
     ],
 )
-def test_reasons_of_programs_that_print(judge: CodeJudge, code: str, reason: str) -> None:
-    said = judge.judge(prompt('{"input": "7\\n", "output": "7\\n"}', name=None), code)
+def test_reasons_of_programs_that_print(judge: CodeJudge, hasty: CodeJudge, code: str, reason: str) -> None:
+    said = (hasty if reason == "timeout" else judge).judge(
+        prompt('{"input": "7\\n", "output": "7\\n"}', name=None), code
+    )
     if reason == "denied":  # With namespaces there is no such file, without it may not be opened.
         assert said.reason == ("runtime_error" if judge.level == "L3" else "sandbox_denied")
         return
@@ -123,9 +134,9 @@ def test_reasons_of_programs_that_print(judge: CodeJudge, code: str, reason: str
         (calls(3, 3), "def f(x): return iter([x])"),
     ],
 )
-def test_what_says_nothing_of_the_program(judge: CodeJudge, test: str, code: str) -> None:
+def test_what_says_nothing_of_the_program(judge: CodeJudge, hasty: CodeJudge, test: str, code: str) -> None:
     """It is an error and never a pass, whatever the test does with exceptions."""
-    said = judge.judge(prompt(test), code)
+    said = (hasty if "while True" in test else judge).judge(prompt(test), code)
     assert (said.verdict, said.reason) == (Verdict.error, "unverifiable"), said
     assert said.detail
 
