@@ -100,7 +100,7 @@ PROGRAMS: list[tuple[str, str, str]] = [
         "from datetime import datetime, timezone\nprint(datetime(2024, 1, 1, tzinfo=timezone.utc).timestamp())",
         "1704067200.0\n",
     ),
-    ("calendar", "import calendar\nprint(calendar.monthrange(2024, 2), calendar.isleap(1900))", "(3, 29) False\n"),
+    ("calendar", "import calendar\nprint(calendar.monthrange(2024, 2)[1], calendar.isleap(1900))", "29 False\n"),
     (
         "decimal",
         "from decimal import Decimal, getcontext\ngetcontext().prec = 30\nprint(Decimal(1) / Decimal(7))",

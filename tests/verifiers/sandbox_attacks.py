@@ -425,7 +425,7 @@ RESOURCES = [
     Attack(
         "resource",
         "many small objects",
-        "x = []\nwhile len(x) < 50: x.append(b'x' * (1 << 24))\nprint('THROUGH')",
+        "x = []\nwhile len(x) < 50: x.append(bytes(1 << 24))\nprint('THROUGH')",
         ends=("memory",),
     ),
     Attack("resource", "mapping", "import mmap\nx = mmap.mmap(-1, 6 << 30)\nprint('THROUGH')"),
@@ -503,6 +503,7 @@ RESOURCES = [
         "deep recursion",
         "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f((x, f(x)))\nf(1)",
         "never",
+        ends=("timeout", "runtime_error", "memory"),
     ),
 ]
 

@@ -22,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import types
 from collections.abc import Iterator
@@ -38,21 +37,19 @@ from sandbox_attacks import ATTACKS, Attack, number  # noqa: E402
 from fusion.verifiers.sandbox.limits import Limits  # noqa: E402
 from fusion.verifiers.sandbox.runs import Runner  # noqa: E402
 
-LIMITS = Limits(timeout_s=1.0, memory_mb=512)
+LIMITS = Limits(timeout_s=5.0, memory_mb=512)
 BRIEF = dataclasses.replace(LIMITS, timeout_s=0.15)
 PASSWORDS = "root:x:0:0"
 
 VICTIM = """
-import signal, sys
-count = 0
-def heard(*_):
-    global count
-    count += 1
-    print(count, flush=True)
-for number in (10, 12, 23, 29, 15, 1, 2): signal.signal(number, heard)
-print(0, flush=True)
+import signal
+def heard(number, _): print(number, flush=True)
+for number in (1, 2, 10, 12, 15, 23, 29): signal.signal(number, heard)
+print("ready", flush=True)
 while True: signal.pause()
 """
+ROLL_CALL = signal.SIGUSR2
+"""What this process sends to the victim after each attack; what was sent before is heard before."""
 
 
 class World:
@@ -77,7 +74,7 @@ class World:
             listed,
             "THROUGH",
         ]
-        self.heard: list[str] = []
+        self.listeners: list[socket.socket] = []
         self.tcp = self._listen(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0))
         self.udp = self._listen(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0))
         self._listen(socket.AF_UNIX, socket.SOCK_STREAM, f"{self.folder}/socket")
@@ -93,7 +90,6 @@ class World:
         )
         assert self.victim.stdout is not None
         self.victim.stdout.readline()
-        os.set_blocking(self.victim.stdout.fileno(), False)
         self.before = self._files()
 
     def program(self, attack: Attack) -> str:
@@ -119,14 +115,9 @@ class World:
         if (files := self._files()) != self.before:
             found.append(f"files: {sorted(set(files.items()) ^ set(self.before.items()))}")
             self._restore()
-        if self.heard:
-            found.append(f"heard: {self.heard}")
-            self.heard.clear()
-        assert self.victim.stdout is not None
-        if count := self.victim.stdout.read():
-            found.append(f"victim: {count!r}")
-        if self.victim.poll() is not None:
-            found.append("victim: dead")
+        found += [f"heard: {said}" for listener in self.listeners for said in self._waiting(listener)]
+        if signals := self._signals():
+            found.append(f"victim: {signals}")
         return found
 
     def close(self) -> None:
@@ -140,17 +131,32 @@ class World:
         listener.bind(address)
         if kind == socket.SOCK_STREAM:
             listener.listen(64)
-        threading.Thread(target=self._hear, args=(listener, kind), daemon=True).start()
+        listener.setblocking(False)
+        self.listeners.append(listener)
         return listener.getsockname()[1] if family == socket.AF_INET else 0
 
-    def _hear(self, listener: socket.socket, kind: int) -> None:
-        while True:
-            if kind == socket.SOCK_STREAM:
-                connection, _ = listener.accept()
-                connection.close()
-                self.heard.append(f"connection to {listener.getsockname()}")
-            else:
-                self.heard.append(f"{listener.recv(1000)!r} at {listener.getsockname()}")
+    def _waiting(self, listener: socket.socket) -> Iterator[str]:
+        """Yield what the kernel has queued for a listener; it is there once the sender has gone on."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                if listener.type == socket.SOCK_STREAM:
+                    listener.accept()[0].close()
+                    yield f"a connection to {listener.getsockname()}"
+                else:
+                    yield f"{listener.recv(1000)!r} at {listener.getsockname()}"
+
+    def _signals(self) -> list[str]:
+        """Return the signals that the victim has got, or its end."""
+        assert self.victim.stdout is not None
+        got: list[str] = []
+        if self.victim.poll() is not None:
+            return ["dead"]
+        self.victim.send_signal(ROLL_CALL)
+        while (line := self.victim.stdout.readline().decode().strip()) != str(int(ROLL_CALL)):
+            if not line:
+                return ["dead"]
+            got.append(line)
+        return got
 
     def _files(self) -> dict[str, tuple]:
         shared = [path for path in Path("/dev/shm").iterdir() if self.mark in path.name]
@@ -204,7 +210,7 @@ def run_in_sandbox(level: str) -> Iterator[tuple[Attack, str, list[str]]]:
             found.append(f"{len(printed)} bytes kept")
         if (grown := _peak() - peak) > 64 * 1024:
             found.append(f"the judge grew by {grown} KiB")
-        if time.monotonic() - started > LIMITS.timeout_s + 2:
+        if time.monotonic() - started > limits.timeout_s + 5:
             found.append(f"{time.monotonic() - started:.1f} s")
         yield attack, str(outcome.result), found
     runner.close()
@@ -229,7 +235,6 @@ def run_bare() -> Iterator[tuple[Attack, str, list[str]]]:
             start_new_session=True,
             check=False,
         )
-        time.sleep(0.005)  # For listeners and victim to get their turn.
         printed = (process.stdout + process.stderr).decode(errors="replace")
         yield attack, str(process.returncode), world.noticed(printed)
     world.close()

@@ -60,7 +60,7 @@ def drop_root() -> None:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     except OSError as error:
-        raise OSError(f"root may not become user {uid} here ({error.strerror}); run as an ordinary user") from None
+        raise OSError(f"root may not become another user here ({error.strerror}); run as an ordinary user") from None
 
 
 def drop_capabilities() -> None:

@@ -163,10 +163,7 @@ class Sandbox:
             zygote.end()
             if hello["refused"] not in refusals:
                 refusals.append(hello["refused"])
-        raise StageError(
-            f"the code sandbox cannot protect this machine, so no program is run ({'; '.join(refusals)}); run on another "
-            "kernel, or set allow_weaker: L1 if programs may read every file that this user can"
-        )
+        raise StageError(f"the code sandbox cannot protect this machine, so no program is run: {'; '.join(refusals)}")
 
     def close(self) -> None:
         """End the zygote and all that runs; may be called twice."""

@@ -183,7 +183,8 @@ def _prepare(control: socket.socket, ceiling: str) -> tuple[Zygote, dict[str, An
     if ceiling != "L1":
         if not version:
             raise OSError(
-                "this kernel has no Landlock (Linux 5.13 or later, with `landlock` among its security modules)"
+                "this kernel has no Landlock (Linux 5.13 or later, with `landlock` among its security modules); with "
+                "allow_weaker: L1 programs could read every file that an ordinary user can"
             )
         rules = _moved_up(landlock.ruleset(version))
     private = os.geteuid() == 0
