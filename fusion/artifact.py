@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from fusion.config import Config
 from fusion.errors import ArtifactError, FuselineError, InputError
-from fusion.rows import from_table, schema_digest, to_table
+from fusion.row_tables import from_table, schema_digest, to_table
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -2,7 +2,7 @@
 
 An artifact's parts are vouched for by a manifest; such a file is vouched for by nobody, so everything that is wrong with
 it is the giver's mistake and names the file and the row. The row type is in the schema's metadata, under the name that
-`rows.schema_of` puts there.
+`row_tables.schema_of` puts there.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion.errors import ArtifactError, InputError
-from fusion.rows import TRAINING_ROWS, from_table, schema_of, to_table
+from fusion.row_tables import from_table, schema_of, to_table
+from fusion.rows import TRAINING_ROWS
 
 BATCH_ROWS = 1024
 """Rows that are decoded at once."""

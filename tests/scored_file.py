@@ -6,7 +6,7 @@ from fusion.artifact import Artifact, file_sha256
 from fusion.models import ModelRef, PinnedModel
 from fusion.rewards import RewardModelSettings
 from fusion.rewards.family import settings_for
-from fusion.rows import to_table
+from fusion.row_tables import to_table
 from fusion.stage import Stage, StageContext, StageResult, run_stage
 from fusion.stages import score_file
 from fusion.stages.file_scorer import FileScoreActor, FileScorerSettings, ItemScore

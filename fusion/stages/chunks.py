@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from fusion.errors import FuselineError, StageError
 from fusion.placement import Accelerator
-from fusion.rows import from_table, to_table
+from fusion.row_tables import from_table, to_table
 from fusion.stage import Chunk, StageContext
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from fusion.artifact import Quarantined, commit_part
 from fusion.rewards import ModelSettings, RewardScore, Truncation
 from fusion.rewards.items import Conversation, Refused, refusal
-from fusion.rows import from_table
+from fusion.row_tables import from_table
 from fusion.stages.chunks import Receipt
 from fusion.stages.score_input import RowFile, RowReader, Slice
 

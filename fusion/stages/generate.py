@@ -20,7 +20,8 @@ from fusion.chat import ChatConfig
 from fusion.config import Config
 from fusion.errors import InputError
 from fusion.placement import GeneratePlacement
-from fusion.rows import Finish, Prompt, to_table
+from fusion.row_tables import to_table
+from fusion.rows import Finish, Prompt
 from fusion.sampling import Decoding, Precision, sample_seed
 from fusion.select.split import Split
 from fusion.stage import Chunk, StageContext, StageResult

@@ -18,7 +18,8 @@ import pyarrow as pa
 from fusion.artifact import Quarantined, commit_part, part_name, part_rows, read_quarantine, write_json
 from fusion.chat import Chat, ChatConfig
 from fusion.errors import FuselineError, StageError
-from fusion.rows import Finish, Prompt, Response, from_table
+from fusion.row_tables import from_table
+from fusion.rows import Finish, Prompt, Response
 from fusion.sampling import Decoding
 from fusion.stages.chunks import Receipt
 from fusion.stages.engine import Engine, EngineSettings, Request, Results

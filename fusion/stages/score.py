@@ -15,7 +15,8 @@ from fusion.config import Config
 from fusion.errors import ArtifactError, InputError
 from fusion.placement import ScorePlacement
 from fusion.rewards import DomainScorer, ModelSettings, PythonScorer, Scorer
-from fusion.rows import Prompt, Response, to_table
+from fusion.row_tables import to_table
+from fusion.rows import Prompt, Response
 from fusion.stage import Chunk, StageContext, StageResult
 from fusion.stages.judging import SANDBOX
 from fusion.stages.statistics import score_statistics

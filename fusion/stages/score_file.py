@@ -17,7 +17,7 @@ from fusion.config import Config
 from fusion.errors import StageError
 from fusion.placement import ScorePlacement
 from fusion.rewards import ModelSettings
-from fusion.rows import to_table
+from fusion.row_tables import to_table
 from fusion.stage import Chunk, StageContext, StageResult
 from fusion.stages.score_index import Index, index_of
 from fusion.stages.score_input import Format, RowFile, Slice, changed

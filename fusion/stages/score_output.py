@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from fusion.artifact import Artifact, Quarantined, atomic_file, fsync, part_name, read_part, read_quarantine, write_json
 from fusion.errors import InputError
-from fusion.rows import from_table
+from fusion.row_tables import from_table
 from fusion.stages.chunks import ABANDONED_AFTER_S
 from fusion.stages.file_scorer import ItemScore
 from fusion.stages.score_columns import ScoredSlice, Stamp, json_lines, table

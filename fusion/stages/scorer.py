@@ -25,7 +25,8 @@ from fusion.rewards import (
     RewardScore,
     Unscored,
 )
-from fusion.rows import Message, Prompt, Response, ScoredResponse, Verdict, from_table
+from fusion.row_tables import from_table
+from fusion.rows import Message, Prompt, Response, ScoredResponse, Verdict
 from fusion.stages.chunks import Receipt
 from fusion.stages.judging import SANDBOX, Bench
 from fusion.verifiers import Judgement

@@ -25,6 +25,7 @@ from fusion.artifact import read_part  # noqa: E402
 from fusion.chat import Chat, ChatConfig  # noqa: E402
 from fusion.errors import StageError  # noqa: E402
 from fusion.losses import DpoLoss, SftLoss, WrpoLoss  # noqa: E402
+from fusion.row_tables import from_table  # noqa: E402
 from fusion.rows import (  # noqa: E402
     Finish,
     Message,
@@ -35,7 +36,6 @@ from fusion.rows import (  # noqa: E402
     Response,
     ScoredResponse,
     SftExample,
-    from_table,
 )
 from fusion.train.checkpoint import newest_complete  # noqa: E402
 from fusion.train.fit import STORAGE  # noqa: E402

@@ -17,7 +17,8 @@ from fusion.models import ModelRef
 from fusion.rewards import ArmoRM, ArmoSettings, ClassifierSettings, RewardFn, RewardModelSettings, Scorer
 from fusion.rewards.armorm import OBJECTIVES, last_opening, objective_names
 from fusion.rewards.family import settings_for
-from fusion.rows import Message, to_table
+from fusion.row_tables import to_table
+from fusion.rows import Message
 from scored import prompt, response
 from scored_file import score_here
 from serving.cards import reward_card

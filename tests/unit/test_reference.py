@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 
 import tiny_causal  # noqa: E402
 from fusion.artifact import Quarantined, part_name, read_part, read_quarantine  # noqa: E402
-from fusion.rows import Finish, Message, Prompt, ReferenceLogps, Response, ScoredResponse, SftExample, from_table  # noqa: E402
+from fusion.row_tables import from_table  # noqa: E402
+from fusion.rows import Finish, Message, Prompt, ReferenceLogps, Response, ScoredResponse, SftExample  # noqa: E402
 from fusion.train.data_files import encoded_once  # noqa: E402
 from fusion.train.reference import reference_worker  # noqa: E402
 from fusion.train.task import ReferenceTask  # noqa: E402

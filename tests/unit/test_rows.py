@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusion.errors import ArtifactError, InputError
+from fusion.row_tables import from_table, schema_of, to_table
 from fusion.rows import (
     TRAINING_ROWS,
     Finish,
@@ -24,14 +25,11 @@ from fusion.rows import (
     WeightedGroups,
     WeightedPairs,
     WeightedResponses,
-    from_table,
     group_roles,
     response_groups,
     response_weights,
     responses_of,
     roles,
-    schema_of,
-    to_table,
 )
 from poison import poisoned, store_rows
 from scored import prompt, scored
