@@ -58,8 +58,8 @@ def settled(serving: int) -> bool:
     kinds = []
     for link in Path(f"/proc/{serving}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # Closed meanwhile.
-            kinds.append(str(link.readlink()).partition(":")[0])
-    return (kinds.count("socket"), kinds.count("anon_inode")) == (1, 2)
+            kinds.append(str(link.readlink()))
+    return [sum(kind in link for link in kinds) for kind in ("socket:", "pidfd")] == [1, 2]
 
 
 def started(level: processes.Level = "L3", **limits: float) -> Runner:

@@ -143,11 +143,13 @@ class Zygote:
         for number, descriptor in enumerate(streams):
             os.dup2(descriptor, number)
         os.dup2(channel, CHANNEL_FD)
+        first_other = RULES_FD
         if self._rules is not None:
             os.dup2(self._rules, RULES_FD)
+            first_other += 1
         self._control.detach()
         everything = (1 << 32) - 1
-        kernel.syscall(TABLES[kernel.machine()]["close_range"], RULES_FD + 1, everything, 0)
+        kernel.syscall(TABLES[kernel.machine()]["close_range"], first_other, everything, 0)
 
 
 def main(ceiling: str) -> None:
@@ -156,8 +158,8 @@ def main(ceiling: str) -> None:
     Args:
         ceiling: the level to reach: `L3`, `L2` or `L1`. One that cannot be is refused, and the owner decides.
     """
-    control = socket.socket(fileno=_moved_up(0))
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    control = socket.socket(fileno=_moved_up(0))  # Its place is taken by the null device, which standard output is.
+    os.dup2(1, 0)
     try:
         zygote, hello = _prepare(control, ceiling)
     except OSError as error:
@@ -177,7 +179,9 @@ def _prepare(control: socket.socket, ceiling: str) -> tuple[Zygote, dict[str, An
         importlib.import_module(name)
     libraries, shared_objects = landlock.library_folders(), landlock.shared_object_folders()
     os.chdir(libraries[0])
-    os.dup2(os.open(libraries[0], os.O_PATH), LIBRARY_FD)
+    library = _moved_up(os.open(libraries[0], os.O_PATH))
+    os.dup2(library, LIBRARY_FD)
+    os.close(library)
     rules = None
     version = landlock.abi()
     if ceiling != "L1":
@@ -219,8 +223,10 @@ def _enter_namespaces(control: socket.socket, libraries: list[Path], shared_obje
 
 
 def _moved_up(descriptor: int) -> int:
-    """Return a copy of a descriptor, out of the way of those that children get."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64)
+    """Move a descriptor out of the way of those that children get, and return its new number."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64)
+    os.close(descriptor)
+    return moved
 
 
 def _kill(pid: int) -> None:
