@@ -16,8 +16,9 @@ from fusion.verifiers.common import Judgement
 from fusion.verifiers.sandbox import selftest
 from fusion.verifiers.sandbox.cases import Call, read_case
 from fusion.verifiers.sandbox.limits import Limits
+from fusion.verifiers.sandbox.outcomes import Result
 from fusion.verifiers.sandbox.processes import Level, LostError
-from fusion.verifiers.sandbox.runs import Result, Runner
+from fusion.verifiers.sandbox.runs import Runner
 
 _SAYS_NOTHING = (Result.unverifiable, Result.infra_error)
 
@@ -106,7 +107,8 @@ class CodeJudge:
         unknown = None
         for number, case in enumerate(cases, start=1):
             outcome = self._runner.run(program, case, name)
-            judgement = Judgement(_verdict(outcome.result), str(outcome.result), f"test {number}: {outcome.detail}")
+            detail = f"test {number}: {' '.join(outcome.detail.split())}"
+            judgement = Judgement(_verdict(outcome.result), str(outcome.result), detail)
             if judgement.verdict is Verdict.wrong:
                 return judgement
             if judgement.verdict is Verdict.error:

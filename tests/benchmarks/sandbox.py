@@ -10,6 +10,7 @@
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -30,8 +31,9 @@ from fusion.rows import Message, Prompt, Verdict
 from fusion.verifiers.code import CodeVerifier
 from fusion.verifiers.sandbox.cases import Asserts, Call, Case, Printing
 from fusion.verifiers.sandbox.limits import Limits
+from fusion.verifiers.sandbox.outcomes import Result
 from fusion.verifiers.sandbox.processes import Level
-from fusion.verifiers.sandbox.runs import Program, Result, Runner
+from fusion.verifiers.sandbox.runs import Program, Runner
 
 CODE = """
 from collections import Counter
@@ -99,11 +101,19 @@ def _facts(runner: Runner, level: Level) -> tuple[str, str, int, int, int]:
     inner = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]) if level == "L3" else pid
     children = Path(f"/proc/{inner}/task/{inner}/children").read_text().split()
     states = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] for child in children]
-    files = []
-    for _ in range(50):  # The zygote holds descriptors for a moment while it forks.
-        files.append(len(list(Path(f"/proc/{inner}/fd").iterdir())))
-        time.sleep(0.002)
-    return _rss(inner), _rss(os.getpid()), min(files), len(list(Path("/proc/self/fd").iterdir())), states.count("Z")
+    while _holds_more(inner):
+        time.sleep(0.01)
+    files = len(list(Path(f"/proc/{inner}/fd").iterdir()))
+    return _rss(inner), _rss(os.getpid()), files, len(list(Path("/proc/self/fd").iterdir())), states.count("Z")
+
+
+def _holds_more(zygote: int | None) -> bool:
+    """True until a zygote has forked the two processes for the next run, and let go of what they were given."""
+    kinds = []
+    for link in Path(f"/proc/{zygote}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # Closed meanwhile.
+            kinds.append(str(link.readlink()))
+    return [sum(kind in link for link in kinds) for kind in ("socket:", "pidfd")] != [1, 2]
 
 
 def _rss(pid: int | None) -> str:

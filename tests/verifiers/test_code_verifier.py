@@ -77,6 +77,7 @@ def test_it_is_a_judge(judge: CodeJudge) -> None:
         ("def f(x):\n    import os\n    os.close(4)\n    while True: pass", "protocol_error"),
         ("def f(x):\n    import os\n    os.kill(os.getpid(), 11)", "runtime_error"),
         ("import numpy\ndef f(x): return 2", "runtime_error"),
+        ("def f(x): raise ValueError('two\\nlines')", "runtime_error"),
     ],
 )
 @pytest.mark.parametrize("kind", ["asserts", "call"])
@@ -129,6 +130,8 @@ def test_reasons_of_programs_that_print(judge: CodeJudge, hasty: CodeJudge, code
         ("f(3)\nwhile True: pass", "def f(x): return x"),
         ("f(3)\nimport sys\nsys.exit(0)", "def f(x): return x"),
         ("try:\n    list(f(3))\nexcept BaseException:\n    pass", "def f(x): yield x"),
+        ("import os\nos.write(4, b'Vnonsense\\n')\nf(3)", "def f(x): return x"),
+        ('import os\nos.write(4, b\'V{"result":"best"}\\n\')\nf(3)', "def f(x): return x"),
         ('{"args": [1], "output": "1"}', "def f(x): return x"),
         ('{"input": 3, "output": "1"}', "def f(x): return x"),
         (calls(3, 3), "def f(x): return iter([x])"),

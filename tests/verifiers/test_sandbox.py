@@ -15,7 +15,8 @@ from fusion.errors import StageError
 from fusion.verifiers.sandbox import processes, runs, selftest
 from fusion.verifiers.sandbox.cases import Asserts, Call, Printing
 from fusion.verifiers.sandbox.limits import Limits
-from fusion.verifiers.sandbox.runs import Program, Result, Runner
+from fusion.verifiers.sandbox.outcomes import Result
+from fusion.verifiers.sandbox.runs import Program, Runner
 
 CONFINED = Path(__file__).parent / "confined.py"
 DOUBLE = Program("def f(x): return 2 * x", ("f",))

@@ -14,8 +14,9 @@ from sandbox_attacks import ATTACKS
 
 from fusion.verifiers.sandbox.cases import Printing, read_case
 from fusion.verifiers.sandbox.limits import Limits
+from fusion.verifiers.sandbox.outcomes import Result
 from fusion.verifiers.sandbox.processes import Level
-from fusion.verifiers.sandbox.runs import Program, Result, Runner
+from fusion.verifiers.sandbox.runs import Program, Runner
 
 WORLD = Path(__file__).parent / "sandbox_world.py"
 UNUSED_UID = 0x6FFF1234

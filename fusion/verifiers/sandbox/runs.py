@@ -4,14 +4,10 @@ A `Runner` holds the expected values; they go into no process that runs a progra
 time. A failure of the sandbox itself is tried again twice with a new zygote and is then `infra_error`.
 """
 
-import errno
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Literal, TypeVar
 
 from fusion.errors import StageError
@@ -20,6 +16,19 @@ from fusion.verifiers.sandbox.cases import Asserts, Call, Case, Printing
 from fusion.verifiers.sandbox.child import Child, FloodError
 from fusion.verifiers.sandbox.compare import same, same_output
 from fusion.verifiers.sandbox.limits import MIB, Limits
+from fusion.verifiers.sandbox.outcomes import (
+    PASS,
+    Outcome,
+    ProgramError,
+    Result,
+    as_text,
+    blame,
+    by_status,
+    ending,
+    report_of,
+    shown,
+    verdict_of,
+)
 from fusion.verifiers.sandbox.processes import START_S, Level, LostError, Sandbox
 
 RETRIES = 2
@@ -37,33 +46,6 @@ GRACE_S = 0.5
 T = TypeVar("T")
 
 
-class Result(StrEnum):
-    """How a run ended."""
-
-    passed = "pass"
-    wrong_answer = "wrong_answer"
-    runtime_error = "runtime_error"
-    timeout = "timeout"
-    memory = "memory"
-    output_limit = "output_limit"
-    sandbox_denied = "sandbox_denied"
-    """The program did something that the sandbox refuses, and did not get over it."""
-    protocol_error = "protocol_error"
-    """The program spoke on the channel itself, or closed it."""
-    unverifiable = "unverifiable"
-    """The run says nothing: a value cannot be carried, or the test itself is broken."""
-    infra_error = "infra_error"
-    """The sandbox failed; says nothing of the program."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended, with one line for people."""
-
-    result: Result
-    detail: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Program:
     """The program of a response, or why there is none."""
@@ -74,20 +56,6 @@ class Program:
     reason: str = ""
     """`no_code` or `no_entry_point`; empty where there is a program."""
     detail: str = ""
-
-
-_DENIED = (errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG)
-"""How the kernel says no to a program that goes too far."""
-
-PASS = Outcome(Result.passed)
-
-
-class _ProgramError(Exception):
-    """Ends a run early."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.detail)
-        self.outcome = outcome
 
 
 class Runner:
@@ -185,10 +153,10 @@ class Runner:
         """Run the program as a script and compare what it prints."""
         child = self.sandbox.child(self._limits)
         outcome = self._run_program(child, program.code, case.stdin)
-        printed = _text(child.printed["stdout"])
+        printed = as_text(child.printed["stdout"])
         if outcome.result is not Result.passed or same_output(case.stdout, printed, self._tolerance):
             return outcome
-        return Outcome(Result.wrong_answer, f"printed {_shown(printed)}, expected {_shown(case.stdout)}")
+        return Outcome(Result.wrong_answer, f"printed {shown(printed)}, expected {shown(case.stdout)}")
 
     def _probe(self, code: str, limits: Limits) -> tuple[Outcome, bytes]:
         child = self.sandbox.child(limits)
@@ -205,8 +173,8 @@ class Runner:
         if isinstance(report, Outcome):
             return report
         if "error" in report:
-            return _blame(report)
-        return PASS if child.status == 0 else Outcome(Result.runtime_error, _ending(child))
+            return blame(report)
+        return PASS if child.status == 0 else Outcome(Result.runtime_error, ending(child))
 
     def _run_call(self, program: Program, case: Call, name: str | None) -> Outcome:
         """Call the entry point once and compare what it returns."""
@@ -226,17 +194,17 @@ class Runner:
         if isinstance(report, Outcome):
             return report
         if "error" in report:
-            return _blame(report)
+            return blame(report)
         if "uncarried" in report:
             return Outcome(Result.unverifiable, f"{name} returned no plain value: {report['uncarried']}")
         if child.status != 0 or "value" not in report:
-            return Outcome(Result.protocol_error, f"an answer of another kind; {_ending(child)}")
+            return Outcome(Result.protocol_error, f"an answer of another kind; {ending(child)}")
         try:
             if same(expected, report["value"], self._tolerance):
                 return PASS
         except values.MalformedError as error:
             return Outcome(Result.protocol_error, str(error))
-        return Outcome(Result.wrong_answer, f"{name} returned {_shown(report['value'])}, expected {_shown(expected)}")
+        return Outcome(Result.wrong_answer, f"{name} returned {shown(report['value'])}, expected {shown(expected)}")
 
     def _run_asserts(self, program: Program, text: str, name: str | None) -> Outcome:
         """Run a test in one process and the program in another, and carry calls between the two."""
@@ -247,7 +215,7 @@ class Runner:
             self._await_ready(solution)
             self._await_ready(test)
             return self._relay(solution, test, time.monotonic() + self._limits.timeout_s)
-        except _ProgramError as error:
+        except ProgramError as error:
             return error.outcome
         except FloodError as error:
             if error.child is test:
@@ -258,16 +226,16 @@ class Runner:
 
     def _relay(self, solution: Child, test: Child, deadline: float) -> Outcome:
         loaded = self._answer(solution, deadline)
-        report = _report(loaded)
+        report = report_of(loaded)
         if "error" in report:
-            return _blame(report)
+            return blame(report)
         while True:
             line = self._next_line(test, deadline)
             if line is None or line.startswith(asserts.VERDICT):
                 return (
-                    _verdict(line[1:])
+                    verdict_of(line[1:])
                     if line
-                    else Outcome(Result.unverifiable, f"the test does not end: {_ending(test)}")
+                    else Outcome(Result.unverifiable, f"the test does not end: {ending(test)}")
                 )
             if solution.lines:
                 return Outcome(Result.protocol_error, "the program sent a line that nobody had asked for")
@@ -290,23 +258,23 @@ class Runner:
             return Outcome(Result.output_limit, str(error))
         finally:
             self.sandbox.end(child)
-        return _by_status(child)
+        return by_status(child)
 
     def _await_ready(self, child: Child) -> None:
         """Wait until a child is restricted; until then it has run nothing but our code, so a failure is ours."""
         line = self._next_line(child, time.monotonic() + START_S)
-        if line is None or _report(line).get("ready") is not True:
-            raise LostError(f"a child was not ready: {child.failed or line or _ending(child)}")
+        if line is None or report_of(line).get("ready") is not True:
+            raise LostError(f"a child was not ready: {child.failed or line or ending(child)}")
 
     def _only_line(self, child: Child) -> dict[str, Any] | Outcome:
         """Return what a child that has ended had to say: nothing, or one line."""
         if len(child.lines) > 1 or child.has_partial_line:
             return Outcome(Result.protocol_error, "the program sent lines of its own")
         if not child.lines:
-            return {"exit": 0} if child.status == 0 else Outcome(Result.runtime_error, _ending(child))
+            return {"exit": 0} if child.status == 0 else Outcome(Result.runtime_error, ending(child))
         try:
-            return _report(child.lines[0])
-        except _ProgramError as error:
+            return report_of(child.lines[0])
+        except ProgramError as error:
             return error.outcome
 
     def _answer(self, solution: Child, deadline: float) -> bytes:
@@ -315,13 +283,13 @@ class Runner:
         if line is not None:
             return line
         if time.monotonic() >= deadline:
-            raise _ProgramError(Outcome(Result.timeout, f"no answer within {self._limits.timeout_s:g} s"))
+            raise ProgramError(Outcome(Result.timeout, f"no answer within {self._limits.timeout_s:g} s"))
         # Its channel is closed: because it is ending, or by its own hand.
         self.sandbox.pump(time.monotonic() + GRACE_S, lambda: solution.status is not None)
         ended = solution.status is not None
-        said = _ending(solution) if ended else "the program closed its channel"
-        outcome = _by_status(solution) if ended else None
-        raise _ProgramError(outcome or Outcome(Result.runtime_error if ended else Result.protocol_error, said))
+        said = ending(solution) if ended else "the program closed its channel"
+        outcome = by_status(solution) if ended else None
+        raise ProgramError(outcome or Outcome(Result.runtime_error if ended else Result.protocol_error, said))
 
     def _next_line(self, child: Child, deadline: float) -> bytes | None:
         """Return the next line, or None when there is none until the deadline or ever."""
@@ -364,84 +332,12 @@ class Runner:
         reader, self._reader = self._reader, None
         assert reader is not None
         ended = reader.silent and self.sandbox.pump(time.monotonic() + GRACE_S, lambda: reader.status is not None)
-        how = _ending(reader)
+        how = ending(reader)
         self.sandbox.end(reader)
         if ended:
-            _by_status(reader)
+            by_status(reader)
         return how
-
-
-def _report(line: bytes) -> dict[str, Any]:
-    """Return the fields of a line that a program may have written itself."""
-    try:
-        report = values.loads(line)
-    except values.MalformedError as error:
-        raise _ProgramError(Outcome(Result.protocol_error, str(error))) from None
-    if not isinstance(report, dict):
-        raise _ProgramError(Outcome(Result.protocol_error, "an answer of another kind"))
-    return report
-
-
-def _verdict(line: bytes) -> Outcome:
-    """Return what the process of a test says; it runs no program, only the test."""
-    report = values.loads(line)
-    if "error" in report:
-        return _blame(report["error"], report["detail"])
-    return Outcome(Result(report["result"]), report["detail"])
-
-
-def _blame(report: dict[str, Any], at: str = "") -> Outcome:
-    """Return what an error means that a program did not catch."""
-    name, text, number = (report.get(field) for field in ("error", "text", "errno"))
-    detail = f"{name}: {text}" + (f"; {at}" if at else "")
-    if name == "MemoryError" or number == errno.ENOMEM:
-        return Outcome(Result.memory, detail)
-    if number in _DENIED:
-        return Outcome(Result.sandbox_denied, detail)
-    return Outcome(Result.runtime_error, detail)
-
-
-def _by_status(child: Child) -> Outcome | None:
-    """Return what the signal means that ended a process; None when it ended by itself.
-
-    Raises:
-        LostError: somebody else killed it, the kernel for want of memory perhaps.
-    """
-    assert child.status is not None
-    if not os.WIFSIGNALED(child.status):
-        return None
-    number = os.WTERMSIG(child.status)
-    if number == signal.SIGSYS:
-        return Outcome(Result.sandbox_denied, "a system call of another architecture")
-    if number == signal.SIGKILL:
-        if child.num_threads:
-            return Outcome(Result.sandbox_denied, f"{child.num_threads} threads")
-        if child.cpu_s >= child.most_cpu_s:
-            return Outcome(Result.timeout, f"{child.cpu_s:.0f} s of processor time")
-        raise LostError("a program was killed from outside the sandbox")
-    return Outcome(Result.runtime_error, _ending(child))
-
-
-def _ending(child: Child) -> str:
-    """Return how a process ended, with the last thing it wrote to stderr."""
-    last = _text(child.printed["stderr"]).strip().rpartition("\n")[2][:200]
-    if child.status is None:
-        how = "it has not ended"
-    elif os.WIFSIGNALED(child.status):
-        how = f"ended by {signal.Signals(os.WTERMSIG(child.status)).name}"
-    else:
-        how = f"exit code {os.WEXITSTATUS(child.status)}"
-    return f"{how}: {last}" if last else how
 
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
-
-
-def _text(printed: bytes | bytearray) -> str:
-    return bytes(printed).decode("utf-8", "replace")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}…"

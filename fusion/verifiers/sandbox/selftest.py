@@ -8,8 +8,9 @@ import os
 
 from fusion.errors import StageError
 from fusion.verifiers.sandbox.limits import Limits
+from fusion.verifiers.sandbox.outcomes import Result
 from fusion.verifiers.sandbox.processes import LostError
-from fusion.verifiers.sandbox.runs import Result, Runner
+from fusion.verifiers.sandbox.runs import Runner
 
 _CALL = "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
 
