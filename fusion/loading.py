@@ -150,7 +150,7 @@ def _where(data: Any, location: tuple[int | str, ...]) -> str:
         shown.append(f"[{item}]" if isinstance(item, int) else f".{item}" if shown else str(item))
         if isinstance(data, dict):
             data = data.get(item)
-        elif isinstance(data, list | tuple) and isinstance(item, int):
+        elif isinstance(data, list | tuple) and isinstance(item, int) and item < len(data):
             data = data[item]
         else:
             data = None

@@ -285,7 +285,11 @@ class _Builder:
                 kind="select",
                 slug=_slug(block.select),
                 version=select.VERSION,
-                config=select.SelectConfig(rule=block.select, split=self._ratio, guard=block.guard),
+                config=select.SelectConfig(
+                    rule=block.select,
+                    split=None if block.select.side == "all" else self._ratio,
+                    guard=block.guard,
+                ),
                 inputs=inputs,
                 run=select.run,
                 row_type=block.select.row_type,

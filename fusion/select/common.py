@@ -163,8 +163,7 @@ class Paired(Ranked):
         correct = self.correct(responses)
         if isinstance(correct, Drop):
             return correct
-        false = (Verdict.wrong, Verdict.unparsable) if self.unparsable_is_wrong else (Verdict.wrong,)
-        wrong = [r for r in responses if r.verdict in false]
+        wrong = self.rejectable(responses)
         if not wrong:
             return Drop(Reason.no_wrong, f"verdicts of {len(responses)} answers: {_verdicts(responses)}")
         return self.checked(self.best(correct), self.worst(wrong))
@@ -185,6 +184,19 @@ class Paired(Ranked):
             if long > self.max_length_ratio * short:
                 return Drop(Reason.length_ratio, f"{long} characters against {short}")
         return chosen, rejected
+
+    def rejectable(self, responses: Sequence[ScoredResponse]) -> tuple[ScoredResponse, ...]:
+        """Return the answers that may be rejected: with `contrast: verdict` those that count as wrong, else all."""
+        if self.contrast == "score":
+            return tuple(responses)
+        false = (Verdict.wrong, Verdict.unparsable) if self.unparsable_is_wrong else (Verdict.wrong,)
+        return tuple(r for r in responses if r.verdict in false)
+
+    def choosable(self, responses: Sequence[ScoredResponse]) -> tuple[ScoredResponse, ...]:
+        """Return the answers that may be chosen: with `contrast: verdict` the correct ones, else all."""
+        if self.contrast == "score":
+            return tuple(responses)
+        return tuple(r for r in responses if r.verdict is Verdict.correct)
 
     def source_pairs(self, responses: Sequence[ScoredResponse]) -> dict[str, Pair] | Drop:
         """Return the pair of each source that has one within itself, by name; else the drop of the best source.

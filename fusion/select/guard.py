@@ -14,9 +14,9 @@ text chosen, `max_longer_share: 0.6`: 5 go, the most lopsided first; 3 of the 5 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fusion.config import Config
 from fusion.rows import responses_of, roles
@@ -34,6 +34,12 @@ class Guard(Config):
     seed: int = Field(default=0, ge=0)
     """Seed of what is left out; the recipe's own where it is not given."""
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.max_share is None and self.max_longer_share is None:
+            raise ValueError("a guard needs max_share or max_longer_share")
+        return self
+
     def left_out(self, rows: Sequence[Any], *, sources: Sequence[str]) -> dict[int, Drop]:
         """Return the places of the rows to leave out, each with its reason.
 
@@ -42,12 +48,13 @@ class Guard(Config):
             sources: names of the sources; a row won by another model counts in the total only.
         """
         out: dict[int, Drop] = {}
-        if self.max_longer_share is not None:
-            out |= self._longer(rows, self.max_longer_share)
-        if self.max_share is not None:
-            left = [place for place in range(len(rows)) if place not in out]
-            out |= self._wins(rows, left, self.max_share, sources)
-        return out
+        while True:  # what one guard takes may break the other; each turn takes a row or ends it
+            before = len(out)
+            for share, cut in ((self.max_longer_share, self._longer), (self.max_share, self._wins)):
+                if share is not None:
+                    out |= cut(rows, [place for place in range(len(rows)) if place not in out], share, sources)
+            if len(out) == before:
+                return out
 
     def _wins(self, rows: Sequence[Any], left: Sequence[int], share: float, sources: Sequence[str]) -> dict[int, Drop]:
         winners = {place: winner(rows[place]) for place in left}
@@ -62,8 +69,8 @@ class Guard(Config):
                 )
         return out
 
-    def _longer(self, rows: Sequence[Any], share: float) -> dict[int, Drop]:
-        tilts = {place: tilt(row) for place, row in enumerate(rows)}
+    def _longer(self, rows: Sequence[Any], left: Sequence[int], share: float, _: Sequence[str]) -> dict[int, Drop]:
+        tilts = {place: tilt(rows[place]) for place in left}
         longer = [place for place, value in tilts.items() if value is not None and value > 0]
         paired = sum(value is not None for value in tilts.values())
         # With n of N longer, and k of them out: (n - k) <= share * (N - k).

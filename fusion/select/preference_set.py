@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fusion.rows import PreferenceSet, ScoredResponse, Verdict
+from fusion.rows import PreferenceSet, ScoredResponse
 from fusion.select.common import Drop, Paired, PromptGroup, Reason
 
 
@@ -49,6 +49,5 @@ class SourceSet(Paired):
         self, source: tuple[ScoredResponse, ...], chosen: tuple[ScoredResponse, ...]
     ) -> tuple[ScoredResponse, ...]:
         texts = {c.response.text for c in chosen}
-        wrong = [a for a in source if self.contrast == "score" or a.verdict is not Verdict.correct]
-        below = [a for a in wrong if a.score < chosen[-1].score and a.response.text not in texts]
+        below = [a for a in self.rejectable(source) if a.score < chosen[-1].score and a.response.text not in texts]
         return self.worst_first(below)[: self.source_rejected]

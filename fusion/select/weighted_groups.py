@@ -3,8 +3,8 @@
     Y_i = the answers of source i,    w_i as in weighted.py
 
 The second stage uses whole sets of answers (reviewers 2 and 4). A source needs two answers or more that are not all
-scored alike, and whose best and worst are a pair by the margins; the weights are those of the sources that have. The
-answers of a group are ordered from best to worst, and groups by their best answer.
+scored alike, and whose best and worst are a pair by the margins; the weights are those of the sources that have, with
+`contrast: verdict` by their correct answers (what is compared within a group are scores all the same). The answers of a group are ordered from best to worst, and groups by their best answer.
 Example: source a scores 3 and 5, b 4 and 1, c 2, T = 1: groups (a 5, a 3) with 0.731 and (b 4, b 1) with 0.269.
 """
 
@@ -34,7 +34,10 @@ class SourceGroups(Weighted, Paired):
         pairs = self.source_pairs(answers)
         if isinstance(pairs, Drop):
             return pairs
-        sources = {model: own for model, own in by_source(answers).items() if model in pairs}
+        found = by_source(answers)
+        sources = {model: found[model] for model in pairs if len({answer.score for answer in found[model]}) > 1}
+        if not sources:
+            return Drop(Reason.tie, "every source's answers are scored alike")
         order = {answer.response.row_id: place for place, answer in enumerate(self.best_first(answers))}
         groups = [tuple(sorted(own, key=lambda answer: order[answer.response.row_id])) for own in sources.values()]
         taken = sorted(groups, key=lambda own: order[own[0].response.row_id])[: self.most]
@@ -42,5 +45,5 @@ class SourceGroups(Weighted, Paired):
             group.prompt,
             responses=tuple(answer for own in taken for answer in own),
             groups=tuple(number for number, own in enumerate(taken) for _ in own),
-            weights=softmax([self.reward_of(own) for own in taken], self.temperature),
+            weights=softmax([self.reward_of(self.choosable(own)) for own in taken], self.temperature),
         )

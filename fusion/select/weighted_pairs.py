@@ -6,6 +6,7 @@ The weight of the pairs is inferred from the abstract ("weighted preferences"). 
 tie, a gap outside the margins) has none, and the weights are those of the others, so that a prompt counts once. With
 `temperature: null` it is plainly all same-source pairs of a prompt; `count: pairs` then makes a prompt weigh as much as
 it has pairs, as if each pair were a row of its own.
+With `contrast: verdict` R_i is of the source's correct answers.
 Example: source a scores 3 and 5, b 4 and 1, c 2, T = 1: (a 5, a 3) with 0.731 and (b 4, b 1) with 0.269; c has no pair.
 """
 
@@ -40,7 +41,8 @@ class SourcePairs(Weighted, Paired):
         sources = by_source(answers)
         order = {answer.response.row_id: place for place, answer in enumerate(self.best_first(answers))}
         taken = sorted(pairs.values(), key=lambda pair: order[pair[0].response.row_id])[: self.most]
-        weights = softmax([self.reward_of(sources[chosen.response.model]) for chosen, _ in taken], self.temperature)
+        rewards = [self.reward_of(self.choosable(sources[chosen.response.model])) for chosen, _ in taken]
+        weights = softmax(rewards, self.temperature)
         chosen, rejected = zip(*taken, strict=True)
         weight = float(len(taken)) if self.count == "pairs" else 1.0
         return WeightedPairs(group.prompt, chosen, rejected, weights, weight)

@@ -307,3 +307,27 @@ def test_longer_share_holds_and_takes_no_row_too_many(lengths, share):
 def test_tilt_is_zero_for_equal_lengths_and_none_without_a_pair():
     assert tilt(_pair(0, 7, 7)) == 0 and tilt(_won("a", 0)) is None
     assert tilt(_pair(0, 19, 9)) == pytest.approx(math.log(2))
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9), st.integers(1, 9)), max_size=20))
+def test_both_guards_hold_at_once(kinds):
+    """Cutting for one may break the other: of 6 rows won by a with the shorter and 4 by b with the longer text chosen."""
+    for rows_of in (kinds, [("a", 1, 9)] * 6 + [("b", 9, 1)] * 4):
+        rows = [
+            PreferencePair(
+                prompt(f"p{n}"),
+                scored(model, 1.0, 0, prompt_id=f"p{n}", text="x" * chosen),
+                scored(model, 0.0, 1, prompt_id=f"p{n}", text="y" * rejected),
+            )
+            for n, (model, chosen, rejected) in enumerate(rows_of)
+        ]
+        out = Guard(max_share=0.5, max_longer_share=0.4).left_out(rows, sources=("a", "b"))
+        left = [row for place, row in enumerate(rows) if place not in out]
+        won = Counter(row.chosen.response.model for row in left)
+        assert all(n <= 0.5 * len(left) for n in won.values())
+        assert sum((tilt(row) or 0) > 0 for row in left) <= 0.4 * len(left) + 1e-9
+
+
+def test_an_empty_guard_is_refused():
+    with pytest.raises(ValidationError, match="a guard needs max_share or max_longer_share"):
+        Guard()

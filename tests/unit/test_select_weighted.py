@@ -186,3 +186,25 @@ def test_pairs_and_groups_are_of_one_source_and_inside_the_margins(whole, temper
         own = [r for r, g in zip(grouped.responses, grouped.groups, strict=True) if g == number]
         assert sorted(own, key=repr) == sorted(finished[model], key=repr)
     assert _models(grouped) == _models(pairs) and grouped.weights == pytest.approx(pairs.weights)
+
+
+def test_with_verdicts_a_source_weighs_what_its_correct_answers_are_worth():
+    """b's wrong answer scores 5, its correct one 0.2; a's correct one 1: the shares are as exp(0.8) : 1."""
+    source = (
+        scored("a", 1.0, 0, verdict="correct"),
+        scored("a", 0.0, 1, verdict="wrong"),
+        scored("b", 0.2, 0, verdict="correct"),
+        scored("b", 5.0, 1, verdict="wrong"),
+    )
+    expected = (math.exp(0.8) / (math.exp(0.8) + 1), 1 / (math.exp(0.8) + 1))
+    pairs = SourcePairs(temperature=1.0, contrast="verdict")(group(*source))
+    assert held(pairs.chosen) == [("a", 1.0), ("b", 0.2)] and pairs.weights == pytest.approx(expected)
+    groups = SourceGroups(temperature=1.0, contrast="verdict")(group(*source))
+    shares = dict(zip([r.response.model for r in groups.responses[::2]], groups.weights, strict=True))
+    assert (shares["a"], shares["b"]) == pytest.approx(expected)
+
+
+def test_a_group_whose_answers_are_scored_alike_is_a_tie_whatever_their_verdicts():
+    alike = (scored("a", 0.0, 0, verdict="correct"), scored("a", 0.0, 1, verdict="wrong"))
+    outcome = SourceGroups(temperature=1.0, contrast="verdict")(group(*alike))
+    assert isinstance(outcome, Drop) and outcome.reason is Reason.tie
