@@ -16,7 +16,7 @@ from fusion.config import fingerprint
 from fusion.models import PinnedModel
 from fusion.placement import Demand, GeneratePlacement
 from fusion.promptsets import Clean, ExistingAnswers, PromptSet
-from fusion.recipe import Arm, ModelSpec, Recipe, SftBlock
+from fusion.recipe import Arm, Recipe, SftBlock, SourceModel
 from fusion.rewards import EVERY_DOMAIN, Scorer, model_of
 from fusion.rows import Assignment, EvaluationItem, Prompt, ReferenceLogps, Response, ScoredResponse
 from fusion.sampling import Decoding
@@ -88,10 +88,10 @@ class _Builder:
         held_out = self._prompts("held-out", recipe.evaluate.prompts, {}) if recipe.evaluate else None
         training = self._prompts("train", recipe.prompts, {"held_out": held_out} if held_out else {}, recipe.clean)
         graph.models["target"] = self.given["target"]
+        graph.models |= {name: self.given[name] for name in recipe.used_sources if name in recipe.source_models}
         sources = {}
-        for name, source in recipe.used_sources.items():
-            if isinstance(source, ModelSpec):
-                graph.models[name] = self.given[name]
+        for name, source in recipe.used_sources.items() if self._sources_are_read else ():
+            if isinstance(source, SourceModel):
                 sources |= self._source(name, source, training)
             else:
                 sources[name] = self._score(name, training, self._existing(name, source, training))
@@ -112,25 +112,38 @@ class _Builder:
             graph.export = self._export(recipe.serve.arm)
         return graph
 
+    @property
+    def _sources_are_read(self) -> bool:
+        """Whether any selection or the split looks at the sources' answers; where all rows are given, none does."""
+        blocks = (self.recipe.sft, *self.recipe.arms.values())
+        return isinstance(self.recipe.split, PairSplit) or any(block.select.needs_sources for block in blocks)
+
     # ---- data ------------------------------------------------------------------------------
 
-    def _source(self, name: str, source: ModelSpec, training: Stage) -> dict[str, Stage]:
+    def _source(self, name: str, source: SourceModel, training: Stage) -> dict[str, Stage]:
         """The scored answers of a source: one artifact, and one more for each way of sampling of its own that domains have."""
         special: dict[str, tuple[Decoding, list[str]]] = {}
         for domain, decoding in sorted(source.sampling_by_domain.items()):
             if decoding != source.sampling:
                 special.setdefault(fingerprint(decoding), (decoding, []))[1].append(domain)
         apart = tuple(sorted(domain for _, domains in special.values() for domain in domains))
-        rest = None if source.domains is None else tuple(d for d in source.domains if d not in apart)
+        asked = source.domains
+        if asked is None and all(s.domain is not None for s in self.recipe.prompts):
+            asked = tuple(str(s.domain) for s in self.recipe.prompts)
+        rest = None if asked is None else tuple(sorted({domain for domain in asked if domain not in apart}))
         parts: list[tuple[Decoding, tuple[str, ...] | None, tuple[str, ...]]] = []
-        if rest is None or rest:
-            parts.append((source.sampling, rest, apart if rest is None else ()))
+        if source.domains is None and (rest is None or rest):
+            parts.append((source.sampling, None, apart))
+        elif rest:
+            parts.append((source.sampling, rest, ()))
         parts += [(decoding, tuple(domains), ()) for decoding, domains in special.values()]
         scored = {}
         for number, (decoding, domains, without) in enumerate(parts):
-            slug = name if number == 0 else f"{name}-{'-'.join(domains or ())}"
-            answers = self._generate(name, slug, training, (decoding,), source.chat, domains=domains, without=without)
-            scored[name if number == 0 else f"{name}@{number}"] = self._score(slug, training, answers, domains=domains)
+            mark = "" if number == 0 else f"@{number}"  # names have no such sign, so no two slugs are alike
+            answers = self._generate(
+                name, f"{name}{mark}", training, (decoding,), source.chat, domains=domains, without=without
+            )
+            scored[f"{name}{mark}"] = self._score(f"{name}{mark}", training, answers, domains=domains)
         return scored
 
     def _existing(self, name: str, source: ExistingAnswers, training: Stage) -> Stage:
@@ -458,7 +471,8 @@ def _engine_demand(placement: GeneratePlacement) -> Demand:
 
 def unpinned(recipe: Recipe) -> list[str]:
     """Say which models and prompt sets still have a placeholder for a revision."""
-    models = [f"{name} ({ref.repo})" for name, ref in recipe.models.items() if not ref.pinned]
+    unused = {*recipe.source_models} - {*recipe.used_sources} - {*(recipe.serve.also if recipe.serve else ())}
+    models = [f"{n} ({ref.repo})" for n, ref in recipe.models.items() if not ref.pinned and n not in unused]
     sets = [*recipe.prompts, *(recipe.evaluate.prompts if recipe.evaluate else ())]
     sets += recipe.clean.decontaminate.against if recipe.clean.decontaminate else ()
     found = [("prompts", records) for records in sets]

@@ -19,6 +19,7 @@ from fusion.models import ModelRef
 from fusion.placement import GeneratePlacement, ScorePlacement
 from fusion.promptsets import Clean, ExistingAnswers, PromptSet
 from fusion.rewards import EVERY_DOMAIN, Canary, Scorer, model_of
+from fusion.rows import roles
 from fusion.sampling import Decoding, Precision
 from fusion.select import AnySplit, Guard, PairSplit, Selection, with_seed
 from fusion.training import TrainConfig, TrainPlacement
@@ -32,15 +33,23 @@ RESERVED = ("target", "sft")
 class ModelSpec(ModelRef):
     """A model that answers: a source that the target learns from, or the target itself once it has had its SFT."""
 
-    type: Literal["model"] = "model"
-
     chat: ChatConfig = ChatConfig()
     """System prompt, pinned date, template override and further stop tokens."""
     sampling: Decoding
     """Merged over the recipe's `sampling`: state only what differs."""
-    sampling_by_domain: dict[str, Decoding] = {}
+
+
+DomainName = Annotated[str, Field(pattern=r"^[^/\s\x00-\x1f]{1,64}$")]
+"""Names of domains that a source answers."""
+
+
+class SourceModel(ModelSpec):
+    """A source that is asked."""
+
+    type: Literal["model"] = "model"
+    sampling_by_domain: dict[DomainName, Decoding] = {}
     """Merged over `sampling` for the training prompts of single domains, e.g. `code: {num_samples: 8}`."""
-    domains: tuple[str, ...] | None = Field(default=None, min_length=1)
+    domains: tuple[DomainName, ...] | None = Field(default=None, min_length=1)
     """Domains whose training prompts it answers; null = all. In the evaluation it answers every prompt."""
 
     @model_validator(mode="after")
@@ -56,7 +65,7 @@ def _with_type(value: Any) -> Any:
 
 
 Source = Annotated[
-    Annotated[ModelSpec | ExistingAnswers, Field(discriminator="type")],
+    Annotated[SourceModel | ExistingAnswers, Field(discriminator="type")],
     BeforeValidator(_with_type),
 ]
 """Where answers come from: a model that is asked, or a data set that has them."""
@@ -198,17 +207,34 @@ class Recipe(Config):
                 raise ValueError(
                     f"the name {name!r} is taken; sources and arms need names of their own, not {RESERVED}"
                 )
-        for where, block in (("sft", self.sft), *((f"arms.{name}", arm) for name, arm in self.arms.items())):
-            if block.guard is not None and block.select.type == "rows":
-                raise ValueError(f"{where}.guard: given rows are taken as they are; leave it out")
-            if block.select.needs_sources and not self.sources:
-                raise ValueError(
-                    f"{where}.select {block.select.type} reads the sources' answers, and there are no sources"
-                )
-        if isinstance(self.split, PairSplit) and not self.sources:
-            raise ValueError("split by pairs reads the sources' answers, and there are no sources")
         if unknown := [name for name in self.learn_from or () if name not in self.sources]:
             raise ValueError(f"learn_from: {unknown[0]!r} is not a source; sources: {', '.join(self.sources)}")
+        self._check_selections()
+        self._check_domains()
+        if self.evaluate is not None:
+            known = ("target", "sft", *self.arms, *(n for n in self.used_sources if n in self.source_models))
+            for name in [n for pair in self.evaluate.comparisons for n in pair]:
+                if name not in known:
+                    raise ValueError(f"evaluate.comparisons: {name!r} is not a model; known: {', '.join(known)}")
+        if self.serve is not None:
+            self._check_serve(self.serve)
+        return self
+
+    def _check_selections(self) -> None:
+        for where, block in (("sft", self.sft), *((f"arms.{name}", arm) for name, arm in self.arms.items())):
+            select, guard = block.select, block.guard
+            if guard is not None and select.type == "rows":
+                raise ValueError(f"{where}.guard: given rows are taken as they are; leave it out")
+            if guard is not None and guard.max_longer_share is not None and "rejected" not in roles(select.row_type):
+                raise ValueError(
+                    f"{where}.guard.max_longer_share: {select.row_type.__name__} rows have no rejected side"
+                )
+            if guard is not None and guard.max_share is not None and not select.needs_sources:
+                raise ValueError(f"{where}.guard.max_share: no source wins rows of select {select.type}")
+            if select.needs_sources and not self.sources:
+                raise ValueError(f"{where}.select {select.type} reads the sources' answers, and there are no sources")
+        if isinstance(self.split, PairSplit) and not self.sources:
+            raise ValueError("split by pairs reads the sources' answers, and there are no sources")
         if self.sft.loss.type != "sft":
             raise ValueError(f"sft.loss must be of type sft, not {self.sft.loss.type}")
         if self.sft.select.row_type not in SftLoss.row_types:
@@ -217,25 +243,28 @@ class Recipe(Config):
             )
         if self.sft.select.needs_own:
             raise ValueError("sft.select cannot use the SFT model's own samples: it does not exist yet")
-        if self.serve is not None:
-            self._check_serve(self.serve)
-        domains = {s.domain for s in self.prompts} - {None}
-        missing = sorted(str(d) for d in domains if d not in self.score and EVERY_DOMAIN not in self.score)
-        if missing:
-            raise ValueError(f"score has no scorer for domain {missing[0]!r}; add it, or '*' for all others")
+
+    def _check_domains(self) -> None:
+        """What a prompt set says of its domain is known now; everything that domains decide must know them."""
+        known = {s.domain for s in self.prompts if s.domain is not None}
+        asked = {s.domain for s in (self.evaluate.prompts if self.evaluate else ()) if s.domain is not None}
+        own = (self.evaluate.score if self.evaluate else None) or {}
+        for where, domains, scorers in (
+            ("score", known, self.score),
+            ("evaluate.score" if own else "score", asked, own or self.score),
+        ):
+            if missing := sorted(d for d in domains if d not in scorers and EVERY_DOMAIN not in scorers):
+                raise ValueError(f"{where} has no scorer for domain {missing[0]!r}; add it, or '*' for all others")
+        if isinstance(self.split, PairSplit) and (reason := self.split.lacks(sorted(known))):
+            raise ValueError(f"split: {reason}")
+        everything = known if all(s.domain is not None for s in self.prompts) else None
         for name, source in self.source_models.items():
             for domain in (*(source.domains or ()), *source.sampling_by_domain):
                 if domain not in self.score and EVERY_DOMAIN not in self.score:
                     raise ValueError(f"sources.{name}: score has no scorer for its domain {domain!r}; add it, or '*'")
-                if domains and None not in {s.domain for s in self.prompts} and domain not in domains:
-                    told = ", ".join(sorted(map(str, domains)))
+                if everything is not None and domain not in everything:
+                    told = ", ".join(sorted(everything))
                     raise ValueError(f"sources.{name}: no prompts are of its domain {domain!r}; there are: {told}")
-        if self.evaluate is not None:
-            known = ("target", "sft", *self.arms, *(n for n in self.used_sources if n in self.source_models))
-            for name in [n for pair in self.evaluate.comparisons for n in pair]:
-                if name not in known:
-                    raise ValueError(f"evaluate.comparisons: {name!r} is not a model; known: {', '.join(known)}")
-        return self
 
     def _check_serve(self, serve: Serve) -> None:
         if serve.arm not in (*self.arms, "sft"):
@@ -250,14 +279,14 @@ class Recipe(Config):
                 raise ValueError(f"serve names {name!r} twice; clients tell models apart by name")
 
     @property
-    def used_sources(self) -> dict[str, ModelSpec | ExistingAnswers]:
+    def used_sources(self) -> dict[str, SourceModel | ExistingAnswers]:
         """The sources that the target learns from."""
         return {n: s for n, s in self.sources.items() if self.learn_from is None or n in self.learn_from}
 
     @property
-    def source_models(self) -> dict[str, ModelSpec]:
+    def source_models(self) -> dict[str, SourceModel]:
         """The sources that are models: those that can be asked, evaluated and served."""
-        return {n: s for n, s in self.sources.items() if isinstance(s, ModelSpec)}
+        return {n: s for n, s in self.sources.items() if isinstance(s, SourceModel)}
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:

@@ -89,6 +89,16 @@ class PairSplit(Config):
             sides |= self._cut(ids, shares)
         return [_outcome(prompt, drop, sides.get(prompt.prompt_id)) for prompt, drop in found]
 
+    def lacks(self, domains: Sequence[str]) -> str | None:
+        """Return what is missing for prompts of these domains, in words; None where nothing is."""
+        for domain in domains:
+            if domain not in self.domains and OTHERS not in self.domains:
+                return f"domains says nothing of {domain!r}; add it, or '*' for all others"
+            rules = self.pair.rules if isinstance(self.pair, ByDomain) else {OTHERS: self.pair}
+            if self._mode(domain) != "sft" and domain not in rules and OTHERS not in rules:
+                return f"pair has no rule for {domain!r}, whose side depends on pairs; add it, or '*' for all others"
+        return None
+
     def _cut(self, ids: Sequence[str], shares: Shares) -> dict[str, Side]:
         num_sft = len(ids) * shares.sft // (shares.sft + shares.preference)
         for_sft = set(sorted(ids, key=lambda each: rank(self.seed, each))[:num_sft])

@@ -141,7 +141,7 @@ def test_verdicts_of_the_real_verifiers_stand_beside_the_scorers_numbers(project
 
 
 def test_a_domain_with_its_own_sampling_is_an_artifact_of_its_own(project):
-    most, code = artifact(project, "generate", "llama"), artifact(project, "generate", "llama-code")
+    most, code = artifact(project, "generate", "llama"), artifact(project, "generate", "llama@1")
     assert (most.manifest.rows_in, code.manifest.rows_in) == (3 * (WORDS + SUMS), PROGRAMS)
 
 
