@@ -25,8 +25,11 @@ from fusion.pipeline import build
 from fusion.recipe import Recipe
 from fusion.report import result_table
 from fusion.stage import Stage
+from jobs.entry import enter_base, stop_cleanly
 
 MOST_VARIANTS = 256
+MOST_CHARACTERS = 40
+"""Longest name of a combination that is spelled out; longer ones are called by the places of their values, `v1_v3_v2`."""
 
 
 def command(
@@ -52,17 +55,15 @@ def command(
     recipes = expand(recipe, vary or [], variants or [], set_ or [])
     shown = _check_arms(arms or [], recipes)
     console = Console(soft_wrap=True)
+    enter_base(base, {"root": next(iter(recipes.values())).root})
+    print_shared(recipes, console)
     if plan:
-        print_shared(recipes, console)
         return
-    from jobs.driver import drive, enter  # brings Ray's side with it; a plan needs none
-    from jobs.entry import stop_cleanly
+    from jobs.driver import drive
     from jobs.results import read_summary
 
     resume = _resume(recipe, vary or [], variants or [], set_ or [], arms or [])
     stop_cleanly(resume)
-    enter(next(iter(recipes.values())), base)
-    print_shared(recipes, console)
     summaries = {}
     for name, variant in recipes.items():
         console.print(f"\nvariant {name}", highlight=False)
@@ -102,8 +103,11 @@ def expand(
         merged = merge(data, overlay)
         for assignment in assignments:  # what is set holds for every variant, whatever its overlay says
             merged = merge(merged, read_layers([], [assignment], called="recipe", base=merged))
-        merged = {**merged, "name": f"{data.get('name')}-{name}"}
+        if "name" in data:  # without one, validation says so
+            merged = {**merged, "name": f"{data['name']}-{name}"}
         recipes[name] = validate(Recipe, merged, where=f"variant {name}")
+    if len({recipe.root for recipe in recipes.values()}) > 1:
+        raise RecipeError("the variants have different roots, and so nothing in common; give all of them one root")
     return recipes
 
 
@@ -118,8 +122,12 @@ def _combinations(vary: Sequence[str]) -> dict[str, dict[str, Any]]:
         named = [(f"{_short(field)}-{_word(value, place)}", value) for place, value in enumerate(values)]
         fields.append([(name, _nested(field.strip(), value)) for name, value in named])
     found: dict[str, dict[str, Any]] = {}
-    for choice in itertools.product(*fields) if fields else ():
+    counted = [list(enumerate(values)) for values in fields]
+    for numbered in itertools.product(*counted) if fields else ():
+        places, choice = zip(*numbered, strict=True)
         name = "_".join(part for part, _ in choice)
+        if len(name) > MOST_CHARACTERS:
+            name = "_".join(f"v{place + 1}" for place in places)
         if name in found:
             raise RecipeError(f"--vary gives the variant {name!r} twice; each value once")
         overlay: dict[str, Any] = {}
@@ -202,10 +210,14 @@ def print_shared(recipes: Mapping[str, Recipe], console: Console) -> None:
 
 
 def sweep_summary(summaries: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> dict[str, Any]:
-    """Return `models` (`variant/arm` -> metrics, and `target`) and `differences` (none), as `result_table` reads them."""
+    """Return `models` (`variant/arm` -> metrics, and `target`, once where it is the same in all) and `differences` (none), as `result_table` reads them."""
     models: dict[str, Any] = {}
+    targets = {
+        name: summary["models"]["target"] for name, summary in summaries.items() if "target" in summary["models"]
+    }
+    one = len({repr(metrics) for metrics in targets.values()}) == 1
     for name, summary in summaries.items():
-        if "target" in summary["models"]:
-            models.setdefault("target", summary["models"]["target"])
+        if name in targets:
+            models.setdefault("target" if one else f"{name}/target", targets[name])
         models |= {f"{name}/{arm}": summary["models"][arm] for arm in arms if arm in summary["models"]}
     return {"models": models, "differences": []}

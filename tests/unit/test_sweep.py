@@ -21,12 +21,12 @@ def kinds(recipes) -> dict[str, int]:
 
 
 def test_combinations_of_two_fields_have_names_and_values():
-    found = expand([WRPO], ["arms.wrpo.loss.alpha.to=[0.1, 0.3]", "arms.wrpo.loss.beta=[0.01, 0.1]"], [], [])
-    assert {n: (r.arms["wrpo"].loss.alpha.to, r.arms["wrpo"].loss.beta) for n, r in found.items()} == {
-        "wrpo.loss.alpha.to-0.1_wrpo.loss.beta-0.01": (0.1, 0.01),
-        "wrpo.loss.alpha.to-0.1_wrpo.loss.beta-0.1": (0.1, 0.1),
-        "wrpo.loss.alpha.to-0.3_wrpo.loss.beta-0.01": (0.3, 0.01),
-        "wrpo.loss.alpha.to-0.3_wrpo.loss.beta-0.1": (0.3, 0.1),
+    found = expand([WRPO], ["arms.wrpo.loss.beta=[0.01, 0.1]", "sft.epochs=[1, 2]"], [], [])
+    assert {n: (r.arms["wrpo"].loss.beta, r.sft.epochs) for n, r in found.items()} == {
+        "wrpo.loss.beta-0.01_sft.epochs-1": (0.01, 1),
+        "wrpo.loss.beta-0.01_sft.epochs-2": (0.01, 2),
+        "wrpo.loss.beta-0.1_sft.epochs-1": (0.1, 1),
+        "wrpo.loss.beta-0.1_sft.epochs-2": (0.1, 2),
     }
     assert {r.name for r in found.values()} == {f"wrpo-llama3-8b-{n}" for n in found}
     assert len({r.root for r in found.values()}) == 1
@@ -95,3 +95,17 @@ def test_the_table_has_every_variants_arm_and_the_target_once():
     metrics = {m: {"mean": 0.5, "low": 0.4, "high": 0.6} for m in ("reward", "exact", "greedy_reward", "greedy_exact")}
     summaries = {name: {"models": {"target": metrics, "sft": metrics, "wrpo": metrics}} for name in ("a", "b")}
     assert list(sweep_summary(summaries, ["wrpo"])["models"]) == ["target", "a/wrpo", "b/wrpo"]
+    summaries["b"] = {"models": {"target": {**metrics, "exact": None}, "wrpo": metrics}}
+    assert list(sweep_summary(summaries, ["wrpo"])["models"]) == ["a/target", "a/wrpo", "b/target", "b/wrpo"]
+
+
+def test_long_combinations_are_called_by_the_places_of_their_values():
+    vary = ["arms.wrpo.loss.alpha.to=[0.1, 0.3]", "arms.wrpo.loss.beta=[0.01]", "arms.wrpo.learning_rate=[1e-7, 3e-7]"]
+    found = expand([WRPO], vary, [], [])
+    assert list(found) == ["v1_v1_v1", "v1_v1_v2", "v2_v1_v1", "v2_v1_v2"]
+    assert found["v2_v1_v1"].arms["wrpo"].learning_rate == 1e-7
+
+
+def test_variants_of_several_roots_have_nothing_in_common(tmp_path):
+    with pytest.raises(RecipeError, match="the variants have different roots"):
+        expand([WRPO], [f"root=[{tmp_path}/a, {tmp_path}/b]"], [], [])
