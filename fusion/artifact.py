@@ -251,12 +251,17 @@ def commit_part(
     """
     refused = list(quarantined)
     if refused:
-        lines = "".join(json.dumps(dataclasses.asdict(q), ensure_ascii=False) + "\n" for q in refused)
-        write_atomic(directory / quarantine_name(index), lines)
+        write_atomic(directory / quarantine_name(index), quarantine_lines(refused))
     table = to_table(rows, row_type)
     with atomic_file(directory / part_name(index)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return table.num_rows
+
+
+def quarantine_lines(refused: Iterable[Quarantined]) -> bytes:
+    """Return rows of a quarantine file as JSON lines; a lone surrogate, which has no UTF-8 form, stays as its escape."""
+    lines = "".join(json.dumps(dataclasses.asdict(q), ensure_ascii=False) + "\n" for q in refused)
+    return lines.encode("utf-8", "backslashreplace")
 
 
 def read_quarantine(directory: Path, index: int) -> list[Quarantined]:

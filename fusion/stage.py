@@ -336,8 +336,7 @@ def _finish(
             refused += files.read_quarantine(path, index)
         quarantined.update(q.reason for q in refused)
         if refused:
-            lines = "".join(json.dumps(dataclasses.asdict(q), ensure_ascii=False) + "\n" for q in refused)
-            files.write_atomic(path / "quarantine.jsonl", lines)
+            files.write_atomic(path / "quarantine.jsonl", files.quarantine_lines(refused))
     assert rows_out is not None, f"{stage.label} has no parts and said no rows_out"
     if result.rows_in != rows_out + sum(quarantined.values()):
         raise StageError(

@@ -89,6 +89,14 @@ def test_a_lost_row_fails_the_stage(tmp_path):
     assert not (stage.directory(tmp_path) / files.MANIFEST).exists()
 
 
+def test_a_detail_that_has_no_utf8_form_is_kept_as_its_escape(tmp_path):
+    """What a hostile program returned ends up in a detail; it must not end the stage, now or at every resume."""
+    refused = [Quarantined("中/m/0", "code_unverifiable", "returned \ud800 and ümläut")]
+    files.commit_part(tmp_path, 0, [], Prompt, quarantined=refused)
+    assert files.read_quarantine(tmp_path, 0) == refused
+    assert "中" in (tmp_path / files.quarantine_name(0)).read_text(encoding="utf-8")
+
+
 def test_too_many_quarantined_rows_fail_the_stage_and_name_the_reason(tmp_path):
     with pytest.raises(StageError, match=r"unlucky 1.*max_quarantined"):
         execute(make_stage([], max_quarantined=0.05), tmp_path)
