@@ -46,17 +46,18 @@ class Reading:
     """Set -> records that its limit left out."""
 
 
-def read_sets(sets: Sequence[PromptSet], *, held_out: Container[str] = frozenset()) -> Reading:
+def read_sets(sets: Sequence[PromptSet], *, held_out: Container[str] = frozenset(), unique_ids: bool = True) -> Reading:
     """Read all sets.
 
     Args:
         sets: in order.
         held_out: content digests of prompts that must not be trained on.
+        unique_ids: whether a prompt with the id of another is refused; rows of evaluation sets are told apart by place.
 
     Raises:
         InputError: a file cannot be had or read.
     """
-    reader = _Reader(held_out)
+    reader = _Reader(held_out, unique_ids=unique_ids)
     for number, prompt_set in enumerate(sets):
         reader.read(number, prompt_set)
     return Reading(reader.candidates, reader.not_taken)
@@ -65,10 +66,11 @@ def read_sets(sets: Sequence[PromptSet], *, held_out: Container[str] = frozenset
 class _Reader:
     """Goes through the sets and remembers what it has seen."""
 
-    def __init__(self, held_out: Container[str]) -> None:
+    def __init__(self, held_out: Container[str], *, unique_ids: bool) -> None:
         self.candidates: list[Candidate] = []
         self.not_taken: dict[str, int] = {}
         self._held_out = held_out
+        self._unique_ids = unique_ids
         self._places_of_ids: dict[str, str] = {}
         self._places_of_texts: dict[str, str] = {}
 
@@ -101,7 +103,7 @@ class _Reader:
         digest = content_digest(prompt.messages)
         if digest in self._places_of_texts:
             return candidate.refused(DUPLICATE_PROMPT, f"same as {self._places_of_texts[digest]}")
-        if prompt.prompt_id in self._places_of_ids:
+        if self._unique_ids and prompt.prompt_id in self._places_of_ids:
             return candidate.refused("duplicate_id", f"also {self._places_of_ids[prompt.prompt_id]}")
         if digest in self._held_out:
             return candidate.refused(HELD_OUT, "a held-out prompt")

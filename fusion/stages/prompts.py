@@ -5,6 +5,7 @@ line: one that could not be read, one that a filter drops, a duplicate or near d
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from fusion.promptsets.records import content_digest
 from fusion.rows import Prompt
 from fusion.stage import StageContext, StageResult
 
-VERSION = 2
+log = logging.getLogger(__name__)
+
+VERSION = 3
 CHUNK_ROWS = 8192
 NEAR_DUPLICATE, CONTAMINATED = "near_duplicate", "contaminated"
 ON_PURPOSE = (*REASONS, DUPLICATE_PROMPT, NEAR_DUPLICATE, HELD_OUT, CONTAMINATED)
@@ -116,15 +119,20 @@ def _decontaminated(
     for prompt in held_out:
         _add(evaluations, EvaluationRow(HELD_OUT, prompt.prompt_id), prompt, sizes)
     unreadable: Counter[str] = Counter()
-    for other in read_sets(ctx.placement.against).candidates:
+    for other in read_sets(ctx.placement.against, unique_ids=False).candidates:
         if isinstance(other.row, Prompt):
             _add(evaluations, EvaluationRow(other.dataset, other.place), other.row, sizes)
         elif other.row.reason not in ON_PURPOSE:
             unreadable[other.dataset] += 1
-    evaluations.count(user_text(c.row) for c in candidates if isinstance(c.row, Prompt))
+            if unreadable[other.dataset] == 1:
+                log.warning(
+                    "%s: a row of evaluation set %s is no prompt and is compared with nothing (%s: %s)",
+                    ctx.stage.label, other.dataset, other.row.reason, other.row.detail,
+                )  # fmt: skip
+    evaluations.count("\n".join(m.content for m in c.row.messages) for c in candidates if isinstance(c.row, Prompt))
     out, leaks = [], []
     for candidate in candidates:
-        leak = evaluations.find(user_text(candidate.row)) if isinstance(candidate.row, Prompt) else None
+        leak = _leak(evaluations, candidate.row) if isinstance(candidate.row, Prompt) else None
         if leak is None:
             out.append(candidate)
             continue
@@ -139,6 +147,12 @@ def _decontaminated(
         "removed_by_dataset": dict(Counter(candidate.dataset for candidate, _ in leaks)),
     }
     return out, notes
+
+
+def _leak(evaluations: Evaluations, prompt: Prompt) -> Leak | None:
+    """Return what a prompt has of an evaluation row: in what its user says as a whole, or in any single message."""
+    texts = dict.fromkeys((user_text(prompt), *(message.content for message in prompt.messages)))
+    return next((leak for text in texts if (leak := evaluations.find(text)) is not None), None)
 
 
 def _add(evaluations: Evaluations, row: EvaluationRow, prompt: Prompt, sizes: Counter[str]) -> None:

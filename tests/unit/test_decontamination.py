@@ -173,3 +173,43 @@ def test_what_is_left_shares_no_run_with_an_evaluation_set(tmp_path_factory, min
 def test_a_run_shorter_than_two_words_is_refused():
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         Overlap(n=1)
+
+
+def test_rows_of_evaluation_sets_may_have_any_ids(tmp_path):
+    """Two sets count their rows from 1, and one repeats an id: every row is compared all the same."""
+    files = {
+        "a": [{"id": 1, "prompt": "Who wrote Hamlet?"}],
+        "b": [{"id": 1, "prompt": "Who wrote Faust?"}, {"id": 1, "prompt": "Who wrote Emma?"}],
+    }
+    sets = [JsonlPrompts(path=write(tmp_path / f"{n}.jsonl", rows), domain="d", name=n) for n, rows in files.items()]
+    rows = prompt_set(
+        tmp_path / "mine.jsonl", ["Who wrote Hamlet?", "who wrote Faust", "Who wrote EMMA?", "Who wrote it?"]
+    )
+    artifact = load(tmp_path, rows, clean=clean(*sets))
+    assert kept(artifact) == ["mine-3"]
+    assert artifact.manifest.notes["decontamination"]["evaluation_rows"] == {"a": 1, "b": 2}
+    assert artifact.manifest.notes["decontamination"]["unreadable_evaluation_rows"] == {}
+
+
+def test_every_message_of_a_conversation_is_compared(tmp_path):
+    short = "Who wrote Hamlet?"
+    against = prompt_set(tmp_path / "test.jsonl", [LEAKED, short])
+    chats = [
+        [("system", LEAKED), ("user", "Go on.")],
+        [("user", "Tell me."), ("assistant", f"Well: {LEAKED}"), ("user", "Why?")],
+        [("user", short), ("assistant", "Shakespeare."), ("user", "When?")],
+        [("user", "Who?"), ("assistant", "Me."), ("user", "When?")],
+    ]
+    rows = [
+        {"id": f"c{n}", "messages": [{"role": role, "content": text} for role, text in chat]}
+        for n, chat in enumerate(chats)
+    ]
+    mine = JsonlPrompts(path=write(tmp_path / "mine.jsonl", rows), domain="d")
+    assert kept(load(tmp_path, mine, clean=clean(against))) == ["c3"]
+
+
+def test_an_evaluation_row_that_is_compared_with_nothing_is_said(tmp_path, caplog):
+    against = JsonlPrompts(path=write(tmp_path / "t.jsonl", [{"prompt": "Who?"}, {"prompt": ""}]), domain="d", name="t")
+    load(tmp_path, prompt_set(tmp_path / "a.jsonl", ["Why?"]), clean=clean(against))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "a row of evaluation set t is no prompt and is compared with nothing (empty_prompt" in line

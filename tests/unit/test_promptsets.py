@@ -301,7 +301,7 @@ def test_a_recipe_cleans_its_training_prompts_and_leaves_held_out_ones_whole(tmp
     path = tmp_path / "held.jsonl"
     path.write_text('{"prompt": "x"}\n')
     held = json.dumps(
-        {"prompts": [{"type": "jsonl", "path": str(path), "domain": "d"}], "decodings": [{"max_tokens": 8}]}
+        {"prompts": [{"type": "jsonl", "path": str(path), "domain": "instruction"}], "decodings": [{"max_tokens": 8}]}
     )
     hub = '{type: hub, repo: tatsu-lab/alpaca_eval, revision: "<40 hex>", domain: x}'
     recipe = load_recipe(
