@@ -7,13 +7,14 @@ fields: {prompt: problem}, max_per_prompt: 4}`.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field
 
 from fusion.config import Config
-from fusion.promptsets.fields import FieldPath, FieldSource, renamed
+from fusion.errors import InputError
+from fusion.promptsets.fields import FieldPath, FieldSource, Record, renamed
 from fusion.promptsets.records import MAX_CHARS, Refused, check_unicode, content_digest, messages_of
 from fusion.promptsets.sets import Records
 from fusion.rows import Finish, Message
@@ -66,7 +67,8 @@ class ExistingAnswers(Config):
             InputError: a file cannot be had or read, or has none of the fields that are named.
         """
         for file, records in self.data.read():
-            for place, record in renamed(records, {**self.fields, "response": self.response}, file=file):
+            ours = renamed(records, {**self.fields, "response": self.response}, file=file)
+            for place, record in _with_fields(ours, self.where, file):
                 if all(record.get(name) == text for name, text in self.where.items()):
                     yield from self._of(record, place)
 
@@ -95,6 +97,19 @@ class ExistingAnswers(Config):
         if isinstance(found, bool) or not isinstance(found, str | int) or found == "":
             raise Refused("bad_field", f"id is a {type(found).__name__}, not text or a whole number")
         return str(found)
+
+
+def _with_fields(records: Iterator[Record], names: Iterable[str], file: str) -> Iterator[Record]:
+    """Pass the records on; a file whose records all lack one of the fields is named: else none of them would be taken."""
+    unseen, example = list(names), None
+    for place, record in records:
+        example = record if example is None else example
+        unseen = [name for name in unseen if name not in record]
+        yield place, record
+    if unseen and example is not None:
+        raise InputError(
+            f"{file}: no record has a field {unseen[0]!r}, named in where; the first one has: {', '.join(map(str, example))}"
+        )
 
 
 def _without_answer(record: dict[str, Any]) -> dict[str, Any]:

@@ -152,6 +152,19 @@ def test_a_wrong_field_or_no_match_at_all_is_said_at_once(tmp_path):
         load(tmp_path, prompts, answers_of(write(tmp_path / "empty.jsonl", [])))
 
 
+def test_where_takes_some_records_and_a_field_that_none_has_names_the_file(tmp_path):
+    prompts = prompt_set(tmp_path / "p.jsonl", ["a"])
+    rows = [{"prompt": "a", "response": "x", "model": "m"}, {"prompt": "a", "response": "y"}]
+    path = write(tmp_path / "a.jsonl", rows)
+    _, artifact = load(tmp_path, prompts, answers_of(path, where={"model": "m"}))  # one record has it: a matter of rows
+    assert [r.text for r in responses(artifact)] == ["x"]
+    said = r"a.jsonl: no record has a field 'modell', named in where; the first one has: prompt, model, response"
+    with pytest.raises(InputError, match=said):
+        load(tmp_path, prompts, answers_of(path, where={"model": "m", "modell": "m"}))
+    with pytest.raises(InputError, match="no record answers one of the 1 prompts"):  # the field is there
+        load(tmp_path, prompts, answers_of(path, where={"model": "other"}))
+
+
 def test_parquet_and_the_key(tmp_path):
     prompts = prompt_set(tmp_path / "p.jsonl", ["a"])
     pq.write_table(pa.table({"prompt": ["a"], "response": ["x"]}), tmp_path / "a.parquet")
