@@ -20,7 +20,7 @@ from fusion.layouts import layouts_for
 from fusion.layouts.example import Example, Kind, answers_to
 from fusion.layouts.form import Form, Layout
 from fusion.layouts.writing import BATCH_ROWS, SUMMARY_KIND, Sink, Target, beginning
-from fusion.promptsets.records import Refused
+from fusion.promptsets.records import Refused, content_digest
 from fusion.rows import Prompt, ScoredResponse
 
 
@@ -82,7 +82,7 @@ def export_examples(
                 line = Quarantined(example.prompt.prompt_id, reason.reason, reason.detail)
                 refused.write(json.dumps(dataclasses.asdict(line)) + "\n")
                 continue
-            split = splits[-1] if test and _draw(example.prompt.prompt_id) < test else splits[0]
+            split = splits[-1] if test and _draw(content_digest(example.prompt.messages)) < test else splits[0]
             writers[split].add(records)
         if not done.written:
             why = ", ".join(f"{reason} {count}" for reason, count in done.refused.most_common()) or "there are no rows"
@@ -135,9 +135,9 @@ def _records(form: Form, example: Example, *, plain: bool) -> list[dict[str, Any
     return list(form.records(example, plain=plain))
 
 
-def _draw(prompt_id: str) -> float:
-    """Return a number in [0, 1) that a prompt has whatever file it stands in."""
-    digest = hashlib.sha256(f"test split\0{prompt_id}".encode("utf-8", "surrogatepass")).digest()
+def _draw(content: str) -> float:
+    """Return a number in [0, 1) that a prompt has whatever file it stands in, and under whatever id."""
+    digest = hashlib.sha256(f"test split\0{content}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
 
 

@@ -143,6 +143,10 @@ def read_parquet(path: Path) -> Iterator[Record]:
             for record in batch.to_pylist():
                 yield f"{path}:{row}", record
                 row += 1
-    except (pa.ArrowInvalid, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"prompts file {path} holds text that is not UTF-8 in a row from {row} on: {error.reason}; write it anew"
+        ) from None
+    except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise InputError(f"prompts file {path} is not a readable Parquet file: {reason}") from None

@@ -88,6 +88,8 @@ _LINKS = re.compile(r"[,;]|\b(?:and|or)\b")
 _LETTER_UNIT = re.compile(rf"{_VALUE}\s[A-Za-z]")
 # Four letters, or three with another word: shorter ones may be a product of variables.
 _WORDS = re.compile(r"(?=.*[A-Za-z]{4}|.*[A-Za-z]{3}.* |.* .*[A-Za-z]{3})[A-Za-z][A-Za-z'’ -]*")
+_LETTERS = re.compile(r"[A-Za-z]{2,}")
+_DATE = re.compile(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})|([0-9]{1,2})/([0-9]{1,2})/([0-9]{4})")
 _CLOCK = re.compile(r"0?([0-9]{1,2}):([0-9]{2})")
 _BASE = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]+)\}?")
 
@@ -144,7 +146,8 @@ def settle(gold: Spelling, answer: Spelling, decimals: int) -> bool | None:
 
     Plain numbers are compared exactly, as rationals, where both have at most `decimals` decimals: then math-verify, which
     rounds to that many, says the same. With a percent sign on one side only, `50%` is both `50` and `0.5`. Texts are
-    compared as texts, whatever the case: to math-verify `east` is a product of letters and equal to `seat`.
+    compared as texts, whatever the case: to math-verify `east` is a product of letters and equal to `seat`. So are letters
+    alone on both sides, since an order or a choice (`BAC`, `AC`) is a more usual answer than a product: `xy` is not `yx`.
     """
     if gold.text == answer.text and gold.text:
         return True
@@ -152,6 +155,12 @@ def settle(gold: Spelling, answer: Spelling, decimals: int) -> bool | None:
         same_text = _folded(gold.text) == _folded(answer.text)
         if same_text or gold.words:
             return same_text
+    if _LETTERS.fullmatch(gold.text) and _LETTERS.fullmatch(answer.text):
+        return _folded(gold.text) == _folded(answer.text)
+    if date := _DATE.fullmatch(gold.text):
+        # To math-verify 2023-01-02 is 2020.
+        other = _DATE.fullmatch(answer.text)
+        return other is not None and [g and int(g) for g in date.groups()] == [g and int(g) for g in other.groups()]
     for form in (_CLOCK, _BASE):
         # To math-verify 12:30 is a quotient, and the base of 101_2 is no part of it.
         one, other = form.fullmatch(gold.text), form.fullmatch(answer.text)

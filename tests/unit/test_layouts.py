@@ -702,7 +702,7 @@ def test_a_folder_is_what_datasets_reads_and_splits_by_prompt(tmp_path):
     _, artifact = store_rows(tmp_path / "store", rows)
     done = export_rows([artifact.path], "wrpo", tmp_path / "hf", plain=True, test=0.2)
     loaded = datasets.load_from_disk(str(tmp_path / "hf"))
-    assert {name: len(split) for name, split in loaded.items()} == done.records == {"train": 162, "test": 38}
+    assert {name: len(split) for name, split in loaded.items()} == done.records == {"train": 165, "test": 35}
     assert loaded["train"].column_names == ["prompt_id", "prompt", "chosen", "rejected"]
     ids = {name: set(split["prompt_id"]) for name, split in loaded.items()}
     assert ids["train"] | ids["test"] == {row.row_id for row in rows} and not ids["train"] & ids["test"]
@@ -716,6 +716,22 @@ def test_a_folder_is_what_datasets_reads_and_splits_by_prompt(tmp_path):
     for split, count in done.records.items():
         imported = import_rows([tmp_path / "theirs"], "wrpo", tmp_path / f"in-{split}", split=split)
         assert (imported.records, imported.rows, imported.row_type) == (count, count, "PreferenceQuadruple")
+
+
+def test_rows_of_one_prompt_are_all_in_one_split(tmp_path):
+    """Three pairs of a prompt become rows p, p#2 and p#3; the draw is by what the prompt says."""
+    pairs = []
+    for row in (row_for(PreferencePair, f"p{n}") for n in range(40)):
+        for suffix in ("", "#2", "#3"):
+            name = row.prompt.prompt_id + suffix
+            renamed = [
+                dataclasses.replace(a, response=dataclasses.replace(a.response, prompt_id=name))
+                for a in (row.chosen, row.rejected)
+            ]
+            pairs.append(PreferencePair(dataclasses.replace(row.prompt, prompt_id=name), *renamed))
+    _, artifact = store_rows(tmp_path / "store", pairs)
+    done = export_rows([artifact.path], "trl", tmp_path / "hf", plain=False, test=0.3)
+    assert done.records["train"] % 3 == done.records["test"] % 3 == 0 < done.records["test"]
 
 
 def test_a_hostile_folder_leads_nowhere(tmp_path):

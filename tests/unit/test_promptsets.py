@@ -175,6 +175,10 @@ def test_parquet_torn_wrong_and_right(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InputError, match="not a readable Parquet file"):
         load(tmp_path, ParquetPrompts(path=path))
+    broken = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": broken, "domain": ["m", "m"]}), path)
+    with pytest.raises(InputError, match=r"p\.parquet holds text that is not UTF-8 in a row from 0 on"):
+        load(tmp_path, ParquetPrompts(path=path))
 
 
 @given(

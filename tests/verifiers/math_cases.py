@@ -6,6 +6,21 @@ A comment says where math-verify 0.9 alone says something else, and what was dec
 CORRECT, WRONG, UNPARSABLE = "correct", "wrong", "unparsable"
 
 CASES: list[tuple[str, str, str]] = [
+    # ---- letters alone: an order or a choice, which to math-verify is a product in any order
+    ("BAC", r"\boxed{CAB}", WRONG),
+    ("BAC", r"\boxed{BAC}", CORRECT),
+    ("AC", r"\boxed{CA}", WRONG),
+    ("no", r"\boxed{on}", WRONG),
+    ("No", r"\boxed{no}", CORRECT),
+    ("cat", r"\boxed{act}", WRONG),
+    ("xy", r"\boxed{yx}", WRONG),  # the price: two letters may be a product
+    ("xy", r"\boxed{x \cdot y}", CORRECT),
+    ("2xy", r"\boxed{2yx}", CORRECT),
+    # ---- dates, which to math-verify are differences and quotients
+    ("2023-01-02", r"\boxed{2020}", WRONG),
+    ("2023-01-02", r"\boxed{2023-1-2}", CORRECT),
+    ("1/2/2023", r"\boxed{2/4/2023}", WRONG),
+    ("1/2/2023", r"\boxed{01/02/2023}", CORRECT),
     # ---- where the answer stands
     ("12", r"So we get \boxed{12}.", CORRECT),
     ("12", r"So we get $\boxed{12}$, or \fbox{13}", WRONG),
