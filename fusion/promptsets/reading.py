@@ -8,6 +8,7 @@ and only counted.
 import dataclasses
 import hashlib
 from collections.abc import Container, Sequence
+from typing import Any
 
 from fusion.artifact import Quarantined
 from fusion.promptsets.fields import Record
@@ -46,18 +47,21 @@ class Reading:
     """Set -> records that its limit left out."""
 
 
-def read_sets(sets: Sequence[PromptSet], *, held_out: Container[str] = frozenset(), unique_ids: bool = True) -> Reading:
+def read_sets(
+    sets: Sequence[PromptSet], *, held_out: Container[str] = frozenset(), evaluation: bool = False
+) -> Reading:
     """Read all sets.
 
     Args:
         sets: in order.
         held_out: content digests of prompts that must not be trained on.
-        unique_ids: whether a prompt with the id of another is refused; rows of evaluation sets are told apart by place.
+        evaluation: whether they are evaluation sets. Their rows are only compared: what they say counts, and nothing is asked
+            of their ids, domains and other fields, which may be those of other rows, odd or missing.
 
     Raises:
         InputError: a file cannot be had or read.
     """
-    reader = _Reader(held_out, unique_ids=unique_ids)
+    reader = _Reader(held_out, evaluation=evaluation)
     for number, prompt_set in enumerate(sets):
         reader.read(number, prompt_set)
     return Reading(reader.candidates, reader.not_taken)
@@ -66,17 +70,18 @@ def read_sets(sets: Sequence[PromptSet], *, held_out: Container[str] = frozenset
 class _Reader:
     """Goes through the sets and remembers what it has seen."""
 
-    def __init__(self, held_out: Container[str], *, unique_ids: bool) -> None:
+    def __init__(self, held_out: Container[str], *, evaluation: bool) -> None:
         self.candidates: list[Candidate] = []
         self.not_taken: dict[str, int] = {}
         self._held_out = held_out
-        self._unique_ids = unique_ids
+        self._evaluation = evaluation
         self._places_of_ids: dict[str, str] = {}
         self._places_of_texts: dict[str, str] = {}
 
     def read(self, number: int, prompt_set: PromptSet) -> None:
         found = [
-            _candidate(f"{number}:{index}", record, prompt_set) for index, record in enumerate(prompt_set.records())
+            _candidate(f"{number}:{index}", record, prompt_set, evaluation=self._evaluation)
+            for index, record in enumerate(prompt_set.records())
         ]
         order = (
             range(len(found)) if prompt_set.limit is None else sorted(range(len(found)), key=lambda i: _rank(found[i]))
@@ -100,10 +105,12 @@ class _Reader:
         for rule in prompt_set.filters:
             if (why := rule.refuses(prompt)) is not None:
                 return candidate.refused(rule.reason, why)
+        if self._evaluation:
+            return candidate
         digest = content_digest(prompt.messages)
         if digest in self._places_of_texts:
             return candidate.refused(DUPLICATE_PROMPT, f"same as {self._places_of_texts[digest]}")
-        if self._unique_ids and prompt.prompt_id in self._places_of_ids:
+        if prompt.prompt_id in self._places_of_ids:
             return candidate.refused("duplicate_id", f"also {self._places_of_ids[prompt.prompt_id]}")
         if digest in self._held_out:
             return candidate.refused(HELD_OUT, "a held-out prompt")
@@ -111,13 +118,26 @@ class _Reader:
         return candidate
 
 
-def _candidate(row_id: str, found: Record, prompt_set: PromptSet) -> Candidate:
+def _candidate(row_id: str, found: Record, prompt_set: PromptSet, *, evaluation: bool) -> Candidate:
     place, record = found
     try:
-        row = to_prompt(record, domain=prompt_set.domain, dataset=prompt_set.name)
+        row = (_evaluation_row if evaluation else _prompt)(record, prompt_set)
     except Refused as refused:
         row = Quarantined(place, refused.reason, f"{place}: {refused.detail}")
     return Candidate(row_id, place, prompt_set.label, row)
+
+
+def _prompt(record: dict[str, Any], prompt_set: PromptSet) -> Prompt:
+    return to_prompt(record, domain=prompt_set.domain, dataset=prompt_set.name)
+
+
+def _evaluation_row(record: dict[str, Any], prompt_set: PromptSet) -> Prompt:
+    """Return a row of an evaluation set as a prompt, without what is odd in it besides its conversation."""
+    domain = prompt_set.domain or "evaluation"
+    try:
+        return to_prompt({k: v for k, v in record.items() if k not in ("id", "prompt_id")}, domain=domain)
+    except Refused:
+        return to_prompt({k: v for k, v in record.items() if k in ("prompt", "messages")}, domain=domain)
 
 
 def _rank(candidate: Candidate) -> bytes:

@@ -16,7 +16,7 @@ from fusion.config import Config, Placement
 from fusion.errors import InputError
 from fusion.promptsets import PromptSet
 from fusion.promptsets.decontamination import EvaluationRow, Evaluations, Leak, Overlap
-from fusion.promptsets.filters import REASONS, user_text
+from fusion.promptsets.filters import REASONS
 from fusion.promptsets.near_duplicates import NearDuplicates
 from fusion.promptsets.reading import DUPLICATE_PROMPT, HELD_OUT, Candidate, read_sets
 from fusion.promptsets.records import content_digest
@@ -119,20 +119,22 @@ def _decontaminated(
     for prompt in held_out:
         _add(evaluations, EvaluationRow(HELD_OUT, prompt.prompt_id), prompt, sizes)
     unreadable: Counter[str] = Counter()
-    for other in read_sets(ctx.placement.against, unique_ids=False).candidates:
+    first: dict[str, Quarantined] = {}
+    for other in read_sets(ctx.placement.against, evaluation=True).candidates:
         if isinstance(other.row, Prompt):
             _add(evaluations, EvaluationRow(other.dataset, other.place), other.row, sizes)
         elif other.row.reason not in ON_PURPOSE:
             unreadable[other.dataset] += 1
-            if unreadable[other.dataset] == 1:
-                log.warning(
-                    "%s: a row of evaluation set %s is no prompt and is compared with nothing (%s: %s)",
-                    ctx.stage.label, other.dataset, other.row.reason, other.row.detail,
-                )  # fmt: skip
-    evaluations.count("\n".join(m.content for m in c.row.messages) for c in candidates if isinstance(c.row, Prompt))
+            first.setdefault(other.dataset, other.row)
+    for name, row in first.items():
+        log.warning(
+            "%s: of evaluation set %s, %d rows are no prompts and are compared with nothing; the first: %s (%s)",
+            ctx.stage.label, name, unreadable[name], row.reason, row.detail,
+        )  # fmt: skip
+    evaluations.count(c.row for c in candidates if isinstance(c.row, Prompt))
     out, leaks = [], []
     for candidate in candidates:
-        leak = _leak(evaluations, candidate.row) if isinstance(candidate.row, Prompt) else None
+        leak = evaluations.find(candidate.row) if isinstance(candidate.row, Prompt) else None
         if leak is None:
             out.append(candidate)
             continue
@@ -149,14 +151,8 @@ def _decontaminated(
     return out, notes
 
 
-def _leak(evaluations: Evaluations, prompt: Prompt) -> Leak | None:
-    """Return what a prompt has of an evaluation row: in what its user says as a whole, or in any single message."""
-    texts = dict.fromkeys((user_text(prompt), *(message.content for message in prompt.messages)))
-    return next((leak for text in texts if (leak := evaluations.find(text)) is not None), None)
-
-
 def _add(evaluations: Evaluations, row: EvaluationRow, prompt: Prompt, sizes: Counter[str]) -> None:
-    evaluations.add(row, user_text(prompt), reference=prompt.reference)
+    evaluations.add(row, prompt)
     sizes[row.evaluation] += 1
 
 

@@ -11,7 +11,7 @@ from fusion.promptsets.decontamination import EvaluationRow, Evaluations, Overla
 from fusion.promptsets.files import JsonlPrompts
 from fusion.promptsets.filters import user_text
 from fusion.promptsets.tokens import ngrams, words
-from fusion.rows import Prompt
+from fusion.rows import Message, Prompt
 from prompt_runs import kept, load, prompt_set, refused, write
 
 LEAKED = "A baker sells three kinds of bread on Monday and five kinds on Friday, and every loaf costs four euros."
@@ -21,8 +21,19 @@ LEAKED = "A baker sells three kinds of bread on Monday and five kinds on Friday,
 def evaluations(rule: Overlap, *texts: str, reference: str | None = None) -> Evaluations:
     found = Evaluations(rule)
     for number, text in enumerate(texts):
-        found.add(EvaluationRow("test", str(number)), text, reference=reference)
+        found.add(EvaluationRow("test", str(number)), asked(text, reference))
     return found
+
+
+def asked(text: str, reference: str | None = None) -> Prompt:
+    return Prompt("p", "d", (Message("user", text),), reference=reference)
+
+
+def chat(*turns: str, system: str | None = None) -> Prompt:
+    """A conversation whose turns are the user's and the assistant's by turns."""
+    first = () if system is None else (Message("system", system),)
+    roles = ("user", "assistant")
+    return Prompt("p", "d", (*first, *(Message(roles[i % 2], text) for i, text in enumerate(turns))))
 
 
 def clean(*against, **rule) -> Clean:
@@ -31,49 +42,51 @@ def clean(*against, **rule) -> Clean:
 
 def test_a_shared_run_by_hand():
     known = evaluations(Overlap(n=3), "Who wrote the song?")  # runs: "who wrote the", "wrote the song"
-    leak = known.find("Please say: WHO wrote the old song")
+    leak = known.find(asked("Please say: WHO wrote the old song"))
     assert leak is not None
     assert (leak.row, leak.shared, leak.overlap) == (EvaluationRow("test", "0"), "who wrote the", 0.5)
-    assert known.find("who wrote some song") is None
-    whole = known.find("who wrote the song")
+    assert known.find(asked("who wrote some song")) is None
+    whole = known.find(asked("who wrote the song"))
     assert whole is not None and (whole.shared, whole.overlap) == ("who wrote the song", 1.0)
 
 
 def test_the_row_with_most_in_common_is_named():
     known = evaluations(Overlap(n=2), "a b c d", "b c d e", "x y")
-    leak = known.find("b c d e f")
+    leak = known.find(asked("b c d e f"))
     assert leak is not None and (leak.row.place, leak.shared, leak.overlap) == ("1", "b c", 1.0)
 
 
 def test_short_prompts_are_compared_as_a_whole():
     known = evaluations(Overlap(), "What is 2 + 2?", "Who wrote Hamlet?")
-    assert known.find("what is  2+2") is not None
-    assert known.find("What is 2 - 2?") is None  # signs matter where a prompt is a formula
-    assert known.find("Tell me, who wrote Hamlet, and when?") is None  # a few common words are no leak
+    assert known.find(asked("what is  2+2")) is not None
+    assert known.find(asked("What is 2 - 2?")) is None  # signs matter where a prompt is a formula
+    assert known.find(asked("Tell me, who wrote Hamlet, and when?")) is None  # a few common words are no leak
 
 
 def test_min_overlap_wants_more_than_one_run():
     texts = ("one two three four five six", "one two three four")
-    assert evaluations(Overlap(n=2, min_overlap=0.6), texts[0]).find(texts[1]) is not None  # 3 of 5 runs
-    assert evaluations(Overlap(n=2, min_overlap=0.7), texts[0]).find(texts[1]) is None
+    assert evaluations(Overlap(n=2, min_overlap=0.6), texts[0]).find(asked(texts[1])) is not None  # 3 of 5 runs
+    assert evaluations(Overlap(n=2, min_overlap=0.7), texts[0]).find(asked(texts[1])) is None
 
 
 def test_boilerplate_that_many_prompts_share_is_no_leak():
     template = "Answer the following question step by step and give the final number in a box: "
     prompts = [f"{template}what is {i} plus {i}" for i in range(12)]
     known = evaluations(Overlap(common=10), template + "what is 30 plus 4", prompts[0])
-    known.count(prompts)
-    assert [known.find(text) is not None for text in prompts] == [True] + [False] * 11  # the first is a row as a whole
+    known.count(map(asked, prompts))
+    assert [known.find(asked(text)) is not None for text in prompts] == [True] + [
+        False
+    ] * 11  # the first is a row as a whole
     all_of_them = evaluations(Overlap(common=None), template + "what is 30 plus 4")
-    all_of_them.count(prompts)
-    assert all(all_of_them.find(text) for text in prompts)
+    all_of_them.count(map(asked, prompts))
+    assert all(all_of_them.find(asked(text)) for text in prompts)
 
 
 def test_references_are_compared_only_where_the_rule_says_so():
     prompt = "Is it true that the treaty was signed in the old town hall of the city on a rainy day in May?"
     answer = "The treaty was signed in the old town hall of the city on a rainy day."
-    assert evaluations(Overlap(), "When was it?", reference=answer).find(prompt) is None
-    leak = evaluations(Overlap(references=True), "When was it?", reference=answer).find(prompt)
+    assert evaluations(Overlap(), "When was it?", reference=answer).find(asked(prompt)) is None
+    leak = evaluations(Overlap(references=True), "When was it?", reference=answer).find(asked(prompt))
     assert leak is not None and leak.shared == "the treaty was signed in the old town hall of the city on"
 
 
@@ -208,8 +221,62 @@ def test_every_message_of_a_conversation_is_compared(tmp_path):
     assert kept(load(tmp_path, mine, clean=clean(against))) == ["c3"]
 
 
-def test_an_evaluation_row_that_is_compared_with_nothing_is_said(tmp_path, caplog):
-    against = JsonlPrompts(path=write(tmp_path / "t.jsonl", [{"prompt": "Who?"}, {"prompt": ""}]), domain="d", name="t")
+def test_evaluation_rows_that_cannot_be_compared_are_said(tmp_path, caplog):
+    rows = [{"prompt": "Who?"}, {"prompt": ""}, {"text": "What?"}]
+    against = JsonlPrompts(path=write(tmp_path / "t.jsonl", rows), domain="d", name="t")
     load(tmp_path, prompt_set(tmp_path / "a.jsonl", ["Why?"]), clean=clean(against))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "a row of evaluation set t is no prompt and is compared with nothing (empty_prompt" in line
+    said = "prompts/train: of evaluation set t, 2 rows are no prompts and are compared with nothing; the first: empty_prompt"
+    assert line == f"{said} ({tmp_path}/t.jsonl:2: the last user turn is empty)"
+
+
+def test_of_evaluation_rows_only_what_they_say_matters(tmp_path):
+    """No domain, ids that are none, answers and tests of other kinds; the second of two equal rows has its own reference."""
+    rows = [
+        {"id": 1.5, "prompt": "Who wrote Hamlet?"},
+        {"prompt": "Who wrote Faust?", "answer": {"value": "Goethe", "aliases": []}, "tests": 3},
+        {"prompt": "Who wrote Emma?", "answer": "a"},
+        {"prompt": "Who wrote Emma?", "answer": "she finished it in one long winter by the sea"},
+    ]
+    against = JsonlPrompts(path=write(tmp_path / "t.jsonl", rows), name="t")
+    texts = ["Who wrote Hamlet?", "Who wrote Faust?", "Say that she finished it in one long winter by the sea.", "x"]
+    artifact = load(tmp_path, prompt_set(tmp_path / "a.jsonl", texts), clean=clean(against, n=8, references=True))
+    assert kept(artifact) == ["a-3"]
+    assert artifact.manifest.notes["decontamination"]["evaluation_rows"] == {"t": 4}
+
+
+def test_conversations_of_evaluation_sets_are_compared_turn_by_turn():
+    known = Evaluations(Overlap(n=4))
+    known.add(
+        EvaluationRow("bench", "0"),
+        chat("Name a river.", "The Rhine.", "And its source?", system="be as brief as you can"),
+    )
+    for same in (chat("name a river"), chat("Hi", "Hi.", "And its source"), chat("Name a river.\nAnd its source?")):
+        leak = known.find(same)
+        assert leak is not None and (leak.row.place, leak.overlap) == ("0", 1.0)
+    by_run = known.find(chat("x", "Be as brief as I am.", "y"))
+    assert by_run is not None and (by_run.shared, by_run.overlap) == ("be as brief as", 1 / 3)
+    assert known.find(chat("Hi", "Name a river.", "Why?")) is None  # a short text that the assistant says is no prompt
+    assert known.find(chat("", "Hi.", "Why?", system="")) is None
+
+
+def test_turns_and_runs_that_many_conversations_share_are_boilerplate():
+    known = evaluations(Overlap(n=4, common=2), "Go on.", "one two three four")
+    chats = [chat(f"Tell {i}", "Once.", "go on", "Twice, one two three four.", "one two", system="") for i in range(3)]
+    known.count(chats[:2])
+    assert all(known.find(each) for each in chats)
+    known.count(chats[2:])
+    assert not any(known.find(each) for each in chats)
+    assert known.find(asked("go on")) is not None  # a prompt that is a row as a whole is one however common it is
+    across = evaluations(Overlap(n=4, common=2), "say one two three four times")
+    split = [chat(f"{i} one two", "Yes?", "three four") for i in range(3)]  # the run is in what the user says
+    assert across.find(split[0]) is not None
+    across.count(split)
+    assert not any(across.find(each) for each in split)
+
+
+def test_a_text_without_words_is_that_text():
+    known = evaluations(Overlap(), "...")
+    assert known.find(asked("...")) is not None
+    assert known.find(asked("?!")) is None
+    assert known.find(chat("", "Yes?", "Why?")) is None
