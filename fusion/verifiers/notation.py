@@ -88,8 +88,10 @@ _LINKS = re.compile(r"[,;]|\b(?:and|or)\b")
 _LETTER_UNIT = re.compile(rf"{_VALUE}\s[A-Za-z]")
 # Four letters, or three with another word: shorter ones may be a product of variables.
 _WORDS = re.compile(r"(?=.*[A-Za-z]{4}|.*[A-Za-z]{3}.* |.* .*[A-Za-z]{3})[A-Za-z][A-Za-z'’ -]*")
-_LETTERS = re.compile(r"[A-Za-z]{2,}")
-_DATE = re.compile(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})|([0-9]{1,2})/([0-9]{1,2})/([0-9]{4})")
+_LETTERS = re.compile(r"(?:\\(?:angle|triangle)\b\s?)?([A-Za-z](?:\s?[A-Za-z])*)")
+_DATE = re.compile(r"[0-9]{4}([-/])[0-9]{1,2}\1[0-9]{1,2}|[0-9]{1,2}([-/])[0-9]{1,2}\2(?:[0-9]{2}){1,2}")
+# What no sum or quotient looks like: `2023-1-2` may be 2020.
+_SURE_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{4}/[0-9]{1,2}/[0-9]{1,2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{4}")
 _CLOCK = re.compile(r"0?([0-9]{1,2}):([0-9]{2})")
 _BASE = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]+)\}?")
 
@@ -146,8 +148,10 @@ def settle(gold: Spelling, answer: Spelling, decimals: int) -> bool | None:
 
     Plain numbers are compared exactly, as rationals, where both have at most `decimals` decimals: then math-verify, which
     rounds to that many, says the same. With a percent sign on one side only, `50%` is both `50` and `0.5`. Texts are
-    compared as texts, whatever the case: to math-verify `east` is a product of letters and equal to `seat`. So are letters
-    alone on both sides, since an order or a choice (`BAC`, `AC`) is a more usual answer than a product: `xy` is not `yx`.
+    compared as texts, whatever the case: to math-verify `east` is a product of letters and equal to `seat`. So are two and
+    more letters alone, and lists of them, since an order, a choice or a short word (`BAC`, `AC`, `no`) is a more usual answer
+    than a product: `xy` is `x \\cdot y`, but neither `yx` nor `y \\cdot x`. A gold answer with any other sign of math in it
+    (`2xy`, `x \\cdot y`) is a product. Dates are compared number by number.
     """
     if gold.text == answer.text and gold.text:
         return True
@@ -155,12 +159,12 @@ def settle(gold: Spelling, answer: Spelling, decimals: int) -> bool | None:
         same_text = _folded(gold.text) == _folded(answer.text)
         if same_text or gold.words:
             return same_text
-    if _LETTERS.fullmatch(gold.text) and _LETTERS.fullmatch(answer.text):
-        return _folded(gold.text) == _folded(answer.text)
-    if date := _DATE.fullmatch(gold.text):
+    if (same_letters := _same_letters(gold.text, answer.text)) is not None:
+        return same_letters
+    if _DATE.fullmatch(gold.text) or _SURE_DATE.fullmatch(answer.text):
         # To math-verify 2023-01-02 is 2020.
-        other = _DATE.fullmatch(answer.text)
-        return other is not None and [g and int(g) for g in date.groups()] == [g and int(g) for g in other.groups()]
+        numbers = [[int(n) for n in re.findall("[0-9]+", text)] for text in (gold.text, answer.text)]
+        return bool(_DATE.fullmatch(gold.text) and _DATE.fullmatch(answer.text)) and numbers[0] == numbers[1]
     for form in (_CLOCK, _BASE):
         # To math-verify 12:30 is a quotient, and the base of 101_2 is no part of it.
         one, other = form.fullmatch(gold.text), form.fullmatch(answer.text)
@@ -232,6 +236,28 @@ def _folded(text: str) -> str:
     """Return a text without what does not matter in one: case, parentheses of choices, space."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).casefold().replace("’", "'")
     return re.sub(r"\s*,\s*", ",", " ".join(re.sub(r"[().]", " ", text).split()))
+
+
+def _same_letters(gold: str, answer: str) -> bool | None:
+    """Return whether letters alone are the same in the same order; None where the gold answer is something else.
+
+    Example: True for `AB, CD` and `CD, A B`; False for `BAC` and `C \\cdot A \\cdot B`; None for `xy` and `x \\cdot y`.
+    """
+    expected, found = _letters(gold), _letters(answer)
+    if expected is None or max(map(len, expected)) == 1:
+        return None
+    if found is not None:
+        return expected == found
+    letters = re.sub(r"\\[A-Za-z]+|[^A-Za-z]", "", answer).casefold()
+    is_permuted = len(expected) == 1 and letters != expected[0] and sorted(letters) == sorted(expected[0])
+    return False if is_permuted else None
+
+
+def _letters(text: str) -> list[str] | None:
+    """Return the items of a list of letters alone, in one order: `["ab", "cd"]` of `CD, A B`."""
+    items = [_LETTERS.fullmatch(item.strip()) for item in re.split(r"[,;]|\s(?:and|or)\s", text)]
+    found = [item[1].replace(" ", "").casefold() for item in items if item]
+    return sorted(found) if len(found) == len(items) else None
 
 
 def _without_unit(text: str) -> str:
