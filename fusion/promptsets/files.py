@@ -137,16 +137,23 @@ def _object(record: Any, place: str) -> dict[str, Any]:
 def read_parquet(path: Path) -> Iterator[Record]:
     """Yield (place, record) of a Parquet file; places count rows from 0."""
     check_file(path)
+    row = 0
     try:
-        row = 0
         for batch in pq.ParquetFile(path).iter_batches(batch_size=4096):
-            for record in batch.to_pylist():
+            for record in _rows(batch):
                 yield f"{path}:{row}", record
                 row += 1
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"prompts file {path} holds text that is not UTF-8 in a row from {row} on: {error.reason}; write it anew"
-        ) from None
+        raise InputError(f"{path}:{row}: text that is not UTF-8 ({error.reason}); write the file anew") from None
     except (pa.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise InputError(f"prompts file {path} is not a readable Parquet file: {reason}") from None
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a batch; one by one where a text in it cannot be read, so that those before it can."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            yield from batch.slice(number, 1).to_pylist()

@@ -177,7 +177,7 @@ def test_parquet_torn_wrong_and_right(tmp_path):
         load(tmp_path, ParquetPrompts(path=path))
     broken = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
     pq.write_table(pa.table({"prompt": broken, "domain": ["m", "m"]}), path)
-    with pytest.raises(InputError, match=r"p\.parquet holds text that is not UTF-8 in a row from 0 on"):
+    with pytest.raises(InputError, match=r"p\.parquet:1: text that is not UTF-8 \(invalid start byte\)"):
         load(tmp_path, ParquetPrompts(path=path))
 
 
