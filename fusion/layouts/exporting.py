@@ -50,7 +50,7 @@ def export_examples(
     Args:
         kind: of all examples.
         plain: leave out what the publisher has no column for.
-        test: share of the prompts that goes into the split `test`, by a hash of the prompt's id; folders only.
+        test: share of the prompts that goes into the split `test`, by a hash of what the prompt says; folders only.
 
     Raises:
         InputError: the layout has no form for the kind, a share where there are no splits, or nothing could be written.
