@@ -5,6 +5,8 @@ say. The tests of a prompt are asserts, stdin and stdout, or calls (`sandbox/cas
 fails is enough to be wrong. Where the run says nothing of the program, the verdict is `error`, never `wrong`.
 """
 
+import dataclasses
+import re
 from typing import Literal
 
 from pydantic import Field
@@ -16,7 +18,7 @@ from fusion.verifiers.common import Judgement
 from fusion.verifiers.sandbox import selftest
 from fusion.verifiers.sandbox.cases import Call, read_case
 from fusion.verifiers.sandbox.limits import Limits
-from fusion.verifiers.sandbox.outcomes import Result
+from fusion.verifiers.sandbox.outcomes import Result, one_line
 from fusion.verifiers.sandbox.processes import Level, LostError
 from fusion.verifiers.sandbox.runs import Runner
 
@@ -91,7 +93,7 @@ class CodeJudge:
         try:
             cases = [read_case(test) for test in prompt.tests]
         except ValueError as error:
-            return Judgement(Verdict.error, "unverifiable", str(error))
+            return Judgement(Verdict.error, "unverifiable", one_line(str(error)))
         name = prompt.entry_point
         if name is None and any(isinstance(case, Call) for case in cases):
             return Judgement(
@@ -100,14 +102,15 @@ class CodeJudge:
         try:
             program = self._runner.read(text, name)
         except (LostError, StageError, OSError) as error:
-            return Judgement(Verdict.error, "infra_error", str(error))
+            return Judgement(Verdict.error, "infra_error", one_line(str(error)))
         if program.reason:
             verdict = Verdict.unparsable if program.reason == "no_code" else Verdict.wrong
-            return Judgement(verdict, program.reason, program.detail)
+            return Judgement(verdict, program.reason, one_line(program.detail))
+        program = dataclasses.replace(program, functions=_helpers(program.functions, prompt))
         unknown = None
         for number, case in enumerate(cases, start=1):
             outcome = self._runner.run(program, case, name)
-            detail = f"test {number}: {' '.join(outcome.detail.split())}"
+            detail = one_line(f"test {number}: {outcome.detail}")
             judgement = Judgement(_verdict(outcome.result), str(outcome.result), detail)
             if judgement.verdict is Verdict.wrong:
                 return judgement
@@ -118,6 +121,18 @@ class CodeJudge:
     def close(self) -> None:
         """End its processes; may be called twice."""
         self._runner.close()
+
+
+def _helpers(functions: tuple[str, ...], prompt: Prompt) -> tuple[str, ...]:
+    """Return the functions of a program that tests may use: of a program with an entry point those that the prompt writes.
+
+    A program that brings a comparator of its own (`isclose`, where a test has forgotten to import it) would be given the
+    expected values, and have the last word.
+    """
+    if prompt.entry_point is None:
+        return functions
+    asked = "\n".join(message.content for message in prompt.messages)
+    return tuple(name for name in functions if re.search(rf"\bdef\s+{re.escape(name)}\b", asked))
 
 
 def _verdict(result: Result) -> Verdict:

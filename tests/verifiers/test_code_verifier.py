@@ -25,8 +25,8 @@ SAMPLE = 10
 """Every tenth of the real prompts here; all of them in tests/benchmarks/sandbox.py."""
 
 
-def prompt(*tests: str, name: str | None = "f") -> Prompt:
-    return Prompt("p", "code", (Message("user", "write f"),), tests=tests, entry_point=name)
+def prompt(*tests: str, name: str | None = "f", asked: str = "write f, and def helper(x) for it") -> Prompt:
+    return Prompt("p", "code", (Message("user", asked),), tests=tests, entry_point=name)
 
 
 def calls(expected: object, *args: object, **kwargs: object) -> str:
@@ -142,6 +142,23 @@ def test_what_says_nothing_of_the_program(judge: CodeJudge, hasty: CodeJudge, te
     said = (hasty if "while True" in test else judge).judge(prompt(test), code)
     assert (said.verdict, said.reason) == (Verdict.error, "unverifiable"), said
     assert said.detail
+
+
+@pytest.mark.parametrize("test", ["assert f(1) == 2", calls(2, 1), '{"input": "1", "output": "2"}'])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\ndef f(x):\n    os.write(4, b'{\"uncarried\": \"\\\\ud800' + b'x' * 60000 + b'\"}\\n')\n    os._exit(0)",
+        "class E(Exception): pass\nE.__name__ = 'E\\x1b[2J' * 5000\ndef f(x): raise E('\\ud800\\x07')\nf(1)",
+        "def f(x): return 'x\\ud800\\x00' * 3000\nprint(f(1).encode('utf-8', 'surrogatepass').decode('latin-1'))",
+        "import os\ndef f(x):\n    os.write(2, b'\\x1b[2J\\xed\\xa0\\x80' * 2000)\n    os._exit(3)\nf(1)",
+    ],
+)
+def test_details_are_short_and_printable(judge: CodeJudge, code: str, test: str) -> None:
+    """Whatever a program writes, names and returns."""
+    detail = judge.judge(prompt(test), code).detail
+    assert detail.isprintable()
+    assert 1 < len(detail) <= 501
 
 
 def test_prompts_that_cannot_be_judged(judge: CodeJudge) -> None:
@@ -338,6 +355,17 @@ F = "def f(x):\n    return x"
         (f"```python\n{F} + 1\n```\nBetter:\n```python\n{F}\n```", F),
         (f"```python\n{F}\n```\nUse it:\n```python\nprint(f(1))\n```", F),
         (f"```python\n{F}\n```\n```bash\npython f.py\n```", F),
+        (f"```python3.10\n{F}\n```", F),
+        (f"```py3\n{F}\n```\n```python-repl\n>>> f(1)\n```", F),
+        (f"```python\n{F}\n```\nTest:\n```python\nfrom solution import f\nassert f(1) == 1\n```", F),
+        (f"```python\n{F}\n```\n```python\nf = f(3)\nprint(f)\n```", F),
+        ("```python\nf = lambda x: x\n```\n```python\nf = f(3)\n```", "f = lambda x: x"),
+        ("```python\nf: object = lambda x: x\n```\n```python\nimport f\n```", "f: object = lambda x: x"),
+        (
+            f"```python\n{F}\n```\n```python\nimport unittest\nfrom your_module import f\nclass T(unittest.TestCase): pass\n```",
+            F,
+        ),
+        (f"```python\nf = 1\n```\n```python\nfrom math import sqrt as f\n```", "from math import sqrt as f"),
         (f"<think>\n```python\n{F} - 1\n```\n</think>\n```python\n{F}\n```", F),
         (f"```python\n{F}\n```\n```python\ndef f(x:\n```", F),
         ("f = abs", "f = abs"),
@@ -486,3 +514,45 @@ def _holds(code: str, tests: list[str]) -> bool:
     except Exception:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert isclose(f(1), 5)",  # the test has forgotten its import, and the program brings a comparator
+        "d = [].foo\nassert f(1) == 5",  # fails before the program was asked
+        "open('/tmp/x', 'w').write('1')\nassert f(1) == 5",
+        "import threading\nt = threading.Thread(target=lambda: exec('assert f(1) == 5', {'f': f}))\nt.start(); t.join()",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 5)\n"
+        "unittest.TextTestRunner().run(T('test'))",
+        calls(5, json.loads("[" * 150 + "]" * 150)),
+    ],
+)  # fmt: skip
+def test_a_test_that_could_not_fail_says_nothing(judge: CodeJudge, test: str) -> None:
+    """The program is wrong, and none of these can tell: they are no pass, and no verdict on it either."""
+    code = "def f(x):\n    return 3\ndef isclose(*a):\n    return True"
+    said = judge.judge(prompt(test), code)
+    assert (said.verdict, said.reason) == (Verdict.error, "unverifiable"), said
+
+
+def test_test_functions_that_nobody_calls_are_called(judge: CodeJudge) -> None:
+    test = "def test_f():\n    assert f(1) == 2\nf(1)"
+    assert judge.judge(prompt(test), "def f(x): return 1").verdict is Verdict.wrong
+    assert judge.judge(prompt(test), "def f(x): return 2").verdict is Verdict.correct
+
+
+@pytest.mark.parametrize(
+    ("code", "test"),
+    [
+        ("def f(x): return max(x)", "assert f(list(range(200000))) == 199999"),  # its arguments come back with the answer
+        ("def f(d):\n    d['a'] += 1\n    return d", "from collections import defaultdict\nassert f(defaultdict(int)) == {'a': 1}"),
+        ("def f(d):\n    d.append(3)\n    return list(d)", "from collections import deque\nassert f(deque([1, 2], maxlen=2)) == [2, 3]"),
+    ],
+)  # fmt: skip
+def test_arguments_arrive_as_they_are(judge: CodeJudge, code: str, test: str) -> None:
+    assert judge.judge(prompt(test), code).verdict is Verdict.correct
+
+
+def test_a_factory_of_the_tests_own_is_not_carried(judge: CodeJudge) -> None:
+    test = "from collections import defaultdict\nassert f(defaultdict(lambda: 7)) == 7"
+    assert judge.judge(prompt(test), "def f(d): return d['a']").reason == "unverifiable"

@@ -5,8 +5,8 @@ returns what comes back. What cannot be carried, and what is no answer at all, e
 the test catches it, so it is never taken for a pass.
 
 A test may use what it imports, built-ins, modules of the standard library by their name (data sets count on imports of
-the solution), and functions that the program defines. A text that defines `check(candidate)` and never calls it is a test of
-the HumanEval kind: it is called with the function under test.
+the solution), and those functions of the program that the prompt names. A text that defines `check(candidate)` and never calls it is a test of
+the HumanEval kind: it is called with the function under test; functions `test…()` that nobody calls are called too.
 """
 
 import ast
@@ -18,6 +18,11 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from fusion.verifiers.sandbox import values
+
+_ELSEWHERE = frozenset(
+    ("doctest", "threading", "_thread", "concurrent", "multiprocessing", "TextTestRunner", "TestProgram")
+)
+"""Modules and classes that run code and keep what it raises to themselves."""
 
 CALL, VERDICT = b"C", b"V"
 """How lines to the judge begin: one asks for a call, the last one says how it ended."""
@@ -57,7 +62,7 @@ class Session:
         if self.fault:
             raise _EndOfTestError
         self.num_calls += 1
-        encoder = values.Encoder()
+        encoder = values.Encoder(exact=True)
         try:
             request = {"name": name, "args": encoder.encode(args), "kwargs": encoder.encode(kwargs)}
         except values.UncarriedError as error:
@@ -112,11 +117,15 @@ def _verdict(session: Session, job: dict[str, Any]) -> dict[str, Any]:
         code = compile(tree, "<test>", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return {"result": "unverifiable", "detail": f"the test is no Python: {error}"}
+    if elsewhere := _elsewhere(tree):
+        return {"result": "unverifiable", "detail": f"with {elsewhere} a failed assert may not end the test"}
     scope = _scope(session, tree, name, job["functions"])
     try:
         exec(code, scope)
         if name and _has_unused_check(tree):
             scope["check"](session.stand_in(name))
+        for unused in _unused_tests(tree):
+            scope[unused]()
     except BaseException as error:
         return _judge(session, error, text)
     return {"result": "pass", "detail": ""}
@@ -128,13 +137,16 @@ def _judge(session: Session, error: BaseException, text: str) -> dict[str, Any]:
     for raised, report in session.raised:
         if raised is error:
             return {"result": "runtime_error", "detail": line, "error": report}
-    if isinstance(error, AssertionError):
-        return {"result": "wrong_answer", "detail": line}
-    if isinstance(error, NameError | ImportError | SyntaxError | MemoryError | SystemExit | KeyboardInterrupt):
+    broken = isinstance(
+        error, NameError | ImportError | SyntaxError | MemoryError | SystemExit | KeyboardInterrupt | OSError
+    )
+    if broken or not session.num_calls:  # The program had no part in it.
         return {
             "result": "unverifiable",
             "detail": f"the test itself ends with {type(error).__name__}: {error}; {line}",
         }
+    if isinstance(error, AssertionError):
+        return {"result": "wrong_answer", "detail": line}
     # A value of the wrong type or length makes an assert end with TypeError, IndexError and others.
     return {"result": "wrong_answer", "detail": f"{type(error).__name__}: {error}; {line}"}
 
@@ -177,6 +189,31 @@ def _has_unused_check(tree: ast.Module) -> bool:
     """Tell a test that defines `check(candidate)` and leaves it to the reader to call it."""
     defined = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
     return defined and not any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
+
+
+def _unused_tests(tree: ast.Module) -> list[str]:
+    """Return the functions `test…()` that a text defines and leaves to the reader to call, as pytest would."""
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")]
+    return [name for name in defined if name not in used]
+
+
+def _elsewhere(tree: ast.Module) -> str | None:
+    """Return by what a test runs its asserts where their failure is seen by nobody, if by anything."""
+    used = _free_names(tree)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                used.update(alias.name.partition(".")[0] for alias in names)
+            case ast.ImportFrom(module=module, names=names):
+                used.update(((module or "").partition(".")[0], *(alias.name for alias in names)))
+            case ast.Attribute(value=ast.Name(id="unittest"), attr="main"):
+                used.add("TestProgram")
+            case ast.Attribute(attr=name):
+                used.add(name)
+            case _:
+                pass
+    return min(used & _ELSEWHERE, default=None)
 
 
 def _line(error: BaseException, text: str) -> str:

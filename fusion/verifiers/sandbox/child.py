@@ -151,6 +151,10 @@ class Child:
             num_sent = len(self._to_send)  # It is gone, or does not want to hear; the end of it tells which.
         del self._to_send[:num_sent]
 
+    def allow(self, length: int) -> None:
+        """Set the bytes that the line of a child may have from now on; a longer one is a flood."""
+        self._max_line = length
+
     def _receive(self) -> None:
         try:
             data = self.channel.recv(1 << 18)

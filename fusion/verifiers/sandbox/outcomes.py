@@ -47,6 +47,9 @@ _DENIED = (errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG)
 
 PASS = Outcome(Result.passed)
 
+MAX_DETAIL = 500
+"""Characters of a detail; a row of verdicts is read by people."""
+
 
 class ProgramError(Exception):
     """Ends a run early."""
@@ -129,3 +132,13 @@ def as_text(printed: bytes | bytearray) -> str:
 def shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}…"
+
+
+def one_line(text: str) -> str:
+    """Return a text that hostile programs have a part in as one printable line, cut to `MAX_DETAIL` characters or so.
+
+    What is not printable, and what has no UTF-8 form, is there as its escape.
+    """
+    line = " ".join(text[: 4 * MAX_DETAIL].split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= MAX_DETAIL and len(text) <= 4 * MAX_DETAIL else f"{line[:MAX_DETAIL]}…"

@@ -180,13 +180,12 @@ class Runner:
         """Call the entry point once and compare what it returns."""
         assert name is not None, "a call needs an entry point"
         encoder = values.Encoder(plain=True)
-        job = {
-            "code": program.code,
-            "name": name,
-            "args": encoder.encode(tuple(case.args)),
-            "kwargs": encoder.encode(case.kwargs),
-        }
-        expected = encoder.encode(case.expected)
+        try:
+            args, kwargs = encoder.encode(tuple(case.args)), encoder.encode(case.kwargs)
+            expected = encoder.encode(case.expected)
+        except values.UncarriedError as error:
+            return Outcome(Result.unverifiable, f"the test has a value that cannot be carried: {error}")
+        job = {"code": program.code, "name": name, "args": args, "kwargs": kwargs}
         child = self.sandbox.child(self._limits)
         child.begin("call", job)
         outcome = self._to_the_end(child)
@@ -239,6 +238,8 @@ class Runner:
                 )
             if solution.lines:
                 return Outcome(Result.protocol_error, "the program sent a line that nobody had asked for")
+            # What a call did to its arguments comes back with its value, so it may be longer by what was sent.
+            solution.allow(self._limits.value_bytes + 2 * len(line))
             solution.send(line[1:])
             test.send(self._answer(solution, deadline))
 

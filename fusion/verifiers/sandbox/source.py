@@ -15,7 +15,7 @@ MAX_CODE = 256 * 1024
 """Characters of a program; models write a few thousand."""
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)")
-_PYTHON = ("", "py", "python", "python3", "py3")
+_PYTHON = re.compile(r"(?:py(?:thon)?[0-9.]*)?")
 
 
 def serve(channel: Any) -> None:
@@ -31,7 +31,8 @@ def read(text: str, name: str | None) -> dict[str, Any]:
 
     Args:
         text: what a model wrote, with or without fences.
-        name: function that the program must define; None for a program that is only run.
+        name: function that the program must define; None for a program that is only run. It is the last block that
+            writes it out, or else the last that binds it in some other way.
 
     Returns:
         `{"code": text, "functions": names of its top-level functions}`, or `{"reason": code, "detail": text}` with
@@ -47,9 +48,11 @@ def read(text: str, name: str | None) -> dict[str, Any]:
     if name is None:
         code, tree = max(reversed(parsed), key=lambda pair: len(pair[0]))
         return {"code": code, "functions": _functions(tree)}
-    for code, tree in reversed(parsed):
-        if name in _defined(tree):
-            return {"code": code, "functions": _functions(tree)}
+    # A block that only uses the function binds its name too: `from solution import f`, `total = total(3)`.
+    for names in (_written, _defined):
+        for code, tree in reversed(parsed):
+            if name in names(tree):
+                return {"code": code, "functions": _functions(tree)}
     return {"reason": "no_entry_point", "detail": f"{name} is not defined"}
 
 
@@ -67,12 +70,12 @@ def fenced(text: str) -> list[str]:
             if match:
                 lines, fence, language = [], match[1], match[2].strip().partition(" ")[0].lower()
         elif match and match[1].startswith(fence) and not match[2].strip():
-            if language in _PYTHON:
+            if _PYTHON.fullmatch(language):
                 blocks.append(textwrap.dedent("\n".join(lines)))
             lines = None
         else:
             lines.append(line)
-    if lines is not None and language in _PYTHON:
+    if lines is not None and _PYTHON.fullmatch(language):
         blocks.append(textwrap.dedent("\n".join(lines)))
     return blocks
 
@@ -96,6 +99,18 @@ def _does_something(tree: ast.Module) -> bool:
 
 def _functions(tree: ast.Module) -> list[str]:
     return [step.name for step in _top_level(tree.body) if isinstance(step, ast.FunctionDef)]
+
+
+def _written(tree: ast.Module) -> set[str]:
+    """Return the names of the functions and classes that the top level of a program writes out."""
+    names: set[str] = set()
+    for step in _top_level(tree.body):
+        if isinstance(step, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(step.name)
+        elif isinstance(step, ast.Assign | ast.AnnAssign) and isinstance(step.value, ast.Lambda):
+            targets = step.targets if isinstance(step, ast.Assign) else [step.target]
+            names.update(target.id for target in targets if isinstance(target, ast.Name))
+    return names
 
 
 def _defined(tree: ast.Module) -> set[str]:

@@ -55,11 +55,20 @@ def loads(line: bytes) -> Tree:
 class Encoder:
     """Makes trees of values; the containers that it has numbered are in `numbered`."""
 
-    def __init__(self, *, plain: bool = False, numbered: list[Any] | None = None) -> None:
+    def __init__(self, *, plain: bool = False, exact: bool = False, numbered: list[Any] | None = None) -> None:
+        """Start with no container.
+
+        Args:
+            plain: write the form without numbers.
+            exact: carry the factory of a `defaultdict` and the length of a `deque` too, as arguments need them, and refuse
+                a factory that is none of a few built-in types.
+            numbered: containers that have numbers already.
+        """
         self.numbered: list[Any] = [] if numbered is None else numbered
         """Mutable containers by their number; kept alive, so that their identities stay theirs."""
         self._numbers = {id(container): number for number, container in enumerate(self.numbered)}
         self._plain = plain
+        self._exact = exact
         self._depth = 0
         self._budget = MAX_CONTAINERS
 
@@ -109,7 +118,18 @@ class Encoder:
             return ["same", number]
         number = self._numbers[id(value)] = len(self.numbered)
         self.numbered.append(value)
-        return [kind.__name__, number, self.contents(value)]
+        return [kind.__name__, number, *(self._nature(value) if self._exact else ()), self.contents(value)]
+
+    def _nature(self, value: Any) -> tuple[Tree, ...]:
+        """Return what a container is besides what it holds."""
+        if type(value) is collections.deque and value.maxlen is not None:
+            return (value.maxlen,)
+        factory = value.default_factory if type(value) is collections.defaultdict else None
+        if factory is None:
+            return ()
+        if factory not in _FACTORIES.values():
+            raise UncarriedError("defaultdict with a factory of its own")
+        return (factory.__name__,)
 
 
 class Decoder:
@@ -159,14 +179,25 @@ class Decoder:
         if tag in _FROZEN_TAGS:
             (items,) = rest
             return _FROZEN_TAGS[tag](map(self._decode, items))
-        number, contents = rest
-        container = _MUTABLE_TAGS[tag]()
+        number, *nature, contents = rest
+        container = _container(tag, *nature)
         if number is not None:
             if number != len(self.numbered):
                 raise MalformedError(f"container {number} where {len(self.numbered)} should be")
             self.numbered.append(container)
         self.refill(container, contents)
         return container
+
+
+def _container(tag: str, nature: Tree = None) -> Any:
+    """Return an empty container."""
+    if nature is None:
+        return _MUTABLE_TAGS[tag]()
+    if tag == "deque":
+        return collections.deque(maxlen=nature)
+    if tag == "defaultdict":
+        return collections.defaultdict(_FACTORIES[nature])
+    raise MalformedError(f"a {tag} has no {nature!r}")
 
 
 def _encode_text(text: str) -> Tree:
@@ -233,4 +264,5 @@ _SCALAR_TAGS: dict[str, Callable[..., Any]] = {
 }
 _FROZEN_TAGS: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in _FROZEN}
 _MUTABLE_TAGS: dict[str, Callable[[], Any]] = {kind.__name__: kind for kind in _MUTABLE}
-"""A `defaultdict` comes without its factory, a `deque` without its length."""
+"""Unless a tree says more, a `defaultdict` comes without its factory, a `deque` without its length."""
+_FACTORIES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict, set, tuple)}
