@@ -365,7 +365,7 @@ F = "def f(x):\n    return x"
             f"```python\n{F}\n```\n```python\nimport unittest\nfrom your_module import f\nclass T(unittest.TestCase): pass\n```",
             F,
         ),
-        (f"```python\nf = 1\n```\n```python\nfrom math import sqrt as f\n```", "from math import sqrt as f"),
+        ("```python\nf = 1\n```\n```python\nfrom math import sqrt as f\n```", "from math import sqrt as f"),
         (f"<think>\n```python\n{F} - 1\n```\n</think>\n```python\n{F}\n```", F),
         (f"```python\n{F}\n```\n```python\ndef f(x:\n```", F),
         ("f = abs", "f = abs"),
@@ -525,18 +525,37 @@ def _holds(code: str, tests: list[str]) -> bool:
         "import threading\nt = threading.Thread(target=lambda: exec('assert f(1) == 5', {'f': f}))\nt.start(); t.join()",
         "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 5)\n"
         "unittest.TextTestRunner().run(T('test'))",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 5)\nassert f(1) == 3\nT('test').run()",
+        "class TestF:\n    def test_one(self): assert f(1) == 5\nassert f(1) == 3",
+        "import unittest\nunittest.FunctionTestCase(lambda: exec('assert f(1) == 5', {'f': f})).run()",
+        "import concurrent.futures as c\nwith c.ThreadPoolExecutor() as pool: pool.submit(exec, 'assert f(1) == 5', {'f': f})\nassert f(1) == 3",
+        "def test_f(x, y):\n    assert f(x) == y\nassert f(1) == 3",  # pytest would know what x is
+        "async def test_f():\n    assert f(1) == 5\nassert f(1) == 3",
+        "def test_f():\n    assert f(1) == 5\n    yield\nassert f(1) == 3",
+        "assert sum(f(2)) == 1",  # a wrong program can make a test last for ever
         calls(5, json.loads("[" * 150 + "]" * 150)),
+        calls(json.loads("[" * 150 + "]" * 150), 5),
+        calls(5, [[]] * 300_001),
     ],
 )  # fmt: skip
-def test_a_test_that_could_not_fail_says_nothing(judge: CodeJudge, test: str) -> None:
+def test_a_test_that_could_not_fail_says_nothing(judge: CodeJudge, hasty: CodeJudge, test: str) -> None:
     """The program is wrong, and none of these can tell: they are no pass, and no verdict on it either."""
-    code = "def f(x):\n    return 3\ndef isclose(*a):\n    return True"
-    said = judge.judge(prompt(test), code)
+    code = "def f(x):\n    return 3 if x == 1 else range(10**18)\ndef isclose(*a):\n    return True"
+    said = (hasty if "sum" in test else judge).judge(prompt(test), code)
     assert (said.verdict, said.reason) == (Verdict.error, "unverifiable"), said
 
 
-def test_test_functions_that_nobody_calls_are_called(judge: CodeJudge) -> None:
-    test = "def test_f():\n    assert f(1) == 2\nf(1)"
+@pytest.mark.parametrize(
+    "test",
+    [
+        "def test_f():\n    assert f(1) == 2\nf(1)",
+        "def test_f(candidate, times=1):\n    assert candidate(1) == 2\nf(1)",
+        "def test_f():\n    assert f(1) == 2\nif __name__ == '__main__':\n    test_f()",
+        "def test_one():\n    assert f(1) == 2\ndef test_all():\n    test_one()\nf(1)",
+        "def check(candidate):\n    assert candidate(1) == 2\nif __name__ == '__main__':\n    check(f)",
+    ],
+)
+def test_test_functions_that_nobody_calls_are_called(judge: CodeJudge, test: str) -> None:
     assert judge.judge(prompt(test), "def f(x): return 1").verdict is Verdict.wrong
     assert judge.judge(prompt(test), "def f(x): return 2").verdict is Verdict.correct
 
@@ -546,6 +565,8 @@ def test_test_functions_that_nobody_calls_are_called(judge: CodeJudge) -> None:
     [
         ("def f(x): return max(x)", "assert f(list(range(200000))) == 199999"),  # its arguments come back with the answer
         ("def f(d):\n    d['a'] += 1\n    return d", "from collections import defaultdict\nassert f(defaultdict(int)) == {'a': 1}"),
+        ("from collections import defaultdict\ndef f(x):\n    if isinstance(x, dict): x['a'] += 1\n    return defaultdict(int) if x == 1 else x", "assert f(f(1)) == {'a': 1}"),
+        ("from collections import defaultdict\ndef f(x):\n    d = defaultdict(lambda: 3)\n    d[x]\n    return d", "assert f(1) == {1: 3}"),
         ("def f(d):\n    d.append(3)\n    return list(d)", "from collections import deque\nassert f(deque([1, 2], maxlen=2)) == [2, 3]"),
     ],
 )  # fmt: skip

@@ -6,7 +6,8 @@ the test catches it, so it is never taken for a pass.
 
 A test may use what it imports, built-ins, modules of the standard library by their name (data sets count on imports of
 the solution), and those functions of the program that the prompt names. A text that defines `check(candidate)` and never calls it is a test of
-the HumanEval kind: it is called with the function under test; functions `test…()` that nobody calls are called too.
+the HumanEval kind: it is called with the function under test; functions `test…()` that nobody calls are called too. Where the failure of an assert would be seen by nobody (threads,
+classes of unittest) a test says nothing.
 """
 
 import ast
@@ -19,10 +20,11 @@ from typing import Any, NoReturn, Protocol
 
 from fusion.verifiers.sandbox import values
 
-_ELSEWHERE = frozenset(
-    ("doctest", "threading", "_thread", "concurrent", "multiprocessing", "TextTestRunner", "TestProgram")
-)
-"""Modules and classes that run code and keep what it raises to themselves."""
+_SPAWNING = ("doctest", "threading", "_thread", "concurrent", "multiprocessing")
+_RUNNERS = ("TextTestRunner", "TestProgram", "TestSuite", "TestResult", "FunctionTestCase")
+_ELSEWHERE = frozenset((*_SPAWNING, *_RUNNERS))
+"""Modules and classes that run code and keep what it raises to themselves. A `unittest.TestCase()`
+whose assert methods a test calls is none of them."""
 
 CALL, VERDICT = b"C", b"V"
 """How lines to the judge begin: one asks for a call, the last one says how it ended."""
@@ -66,12 +68,12 @@ class Session:
         try:
             request = {"name": name, "args": encoder.encode(args), "kwargs": encoder.encode(kwargs)}
         except values.UncarriedError as error:
-            self._end("unverifiable", f"an argument of {name} is no plain value: {error}")
+            self.end("unverifiable", f"an argument of {name} is no plain value: {error}")
         self._channel.send(request, CALL)
         try:
             result, raised = self._read(name, self._channel.receive(), encoder.numbered)
         except Exception as error:  # Whatever a hostile answer makes the reading of it say.
-            self._end("protocol_error", f"{name} gave no answer that can be read: {type(error).__name__}: {error}")
+            self.end("protocol_error", f"{name} gave no answer that can be read: {type(error).__name__}: {error}")
         if raised is not None:
             raise raised
         return result
@@ -79,7 +81,7 @@ class Session:
     def _read(self, name: str, answer: dict[str, Any], arguments: list[Any]) -> tuple[Any, BaseException | None]:
         """Return what the program's function returned and raised, and do to the arguments what it did to them."""
         if "uncarried" in answer:
-            self._end("unverifiable", f"{name} returned no plain value: {answer['uncarried']}")
+            self.end("unverifiable", f"{name} returned no plain value: {answer['uncarried']}")
         decoder = values.Decoder(list(arguments))
         result = decoder.decode(answer["value"]) if "value" in answer else None
         error = None if "value" in answer else _exception(answer["raised"])
@@ -90,10 +92,11 @@ class Session:
             self.raised.append((error, answer["raised"]))
         if isinstance(error, StopIteration | StopAsyncIteration | GeneratorExit):
             # It would end a loop of the test, `all(map(f, …))` for one, as if all had been looked at.
-            self._end("runtime_error", f"{name} raised {type(error).__name__}")
+            self.end("runtime_error", f"{name} raised {type(error).__name__}")
         return result, error
 
-    def _end(self, result: str, detail: str) -> NoReturn:
+    def end(self, result: str, detail: str) -> NoReturn:
+        """End the test for good, whatever it catches."""
         self.fault = self.fault or (result, detail)
         raise _EndOfTestError
 
@@ -122,10 +125,8 @@ def _verdict(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     scope = _scope(session, tree, name, job["functions"])
     try:
         exec(code, scope)
-        if name and _has_unused_check(tree):
-            scope["check"](session.stand_in(name))
-        for unused in _unused_tests(tree):
-            scope[unused]()
+        for unused in _unused(tree):
+            _call_unused(session, scope[unused.name], unused, name)
     except BaseException as error:
         return _judge(session, error, text)
     return {"result": "pass", "detail": ""}
@@ -185,17 +186,30 @@ def _free_names(tree: ast.Module) -> set[str]:
     return read - bound
 
 
-def _has_unused_check(tree: ast.Module) -> bool:
-    """Tell a test that defines `check(candidate)` and leaves it to the reader to call it."""
-    defined = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
-    return defined and not any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
+def _unused(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Return `check(candidate)` and the functions `test…` that a text defines and leaves to the reader to call.
+
+    What stands below `if __name__ == "__main__":` is not run here, so it is no call.
+    """
+    steps = [step for step in tree.body if not (isinstance(step, ast.If) and "__name__" in ast.dump(step.test))]
+    used = {node.id for step in steps for node in ast.walk(step) if isinstance(node, ast.Name)}
+    defined = [step for step in steps if isinstance(step, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        step for step in defined if step.name not in used and (step.name == "check" or step.name.startswith("test"))
+    ]
 
 
-def _unused_tests(tree: ast.Module) -> list[str]:
-    """Return the functions `test…()` that a text defines and leaves to the reader to call, as pytest would."""
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test")]
-    return [name for name in defined if name not in used]
+def _call_unused(
+    session: Session, function: Callable[..., Any], written: ast.FunctionDef | ast.AsyncFunctionDef, name: str | None
+) -> None:
+    """Call a function that nobody calls, with the function under test where it has one parameter that needs a value."""
+    needed = len(written.args.posonlyargs + written.args.args) - len(written.args.defaults)
+    plain = isinstance(written, ast.FunctionDef) and not any(
+        isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(written)
+    )
+    if not plain or needed > 1 or None in written.args.kw_defaults or (needed == 1 and not name):
+        session.end("unverifiable", f"{written.name} of the test is called by nobody, and cannot be called as it is")
+    function(*[session.stand_in(name)] * needed if name else ())
 
 
 def _elsewhere(tree: ast.Module) -> str | None:
@@ -207,6 +221,10 @@ def _elsewhere(tree: ast.Module) -> str | None:
                 used.update(alias.name.partition(".")[0] for alias in names)
             case ast.ImportFrom(module=module, names=names):
                 used.update(((module or "").partition(".")[0], *(alias.name for alias in names)))
+            case ast.ClassDef(name=name, body=body):
+                methods = [step.name for step in body if isinstance(step, ast.FunctionDef | ast.AsyncFunctionDef)]
+                if any(method.startswith(("test", "runTest")) for method in methods):
+                    return f"the class {name}"  # Nobody runs it, or unittest does.
             case ast.Attribute(value=ast.Name(id="unittest"), attr="main"):
                 used.add("TestProgram")
             case ast.Attribute(attr=name):

@@ -229,6 +229,8 @@ class Runner:
         if "error" in report:
             return blame(report)
         while True:
+            # A test that gets no further, in `sum(f(1))` of a `range(10**18)` for one, says nothing: whose fault it is
+            # cannot be told from here. Such a program gets no reward for it.
             line = self._next_line(test, deadline)
             if line is None or line.startswith(asserts.VERDICT):
                 return (

@@ -60,8 +60,8 @@ class Encoder:
 
         Args:
             plain: write the form without numbers.
-            exact: carry the factory of a `defaultdict` and the length of a `deque` too, as arguments need them, and refuse
-                a factory that is none of a few built-in types.
+            exact: refuse a `defaultdict` with a factory that is none of a few built-in types, as arguments need it; a
+                result comes without such a factory, and is what it is by its items.
             numbered: containers that have numbers already.
         """
         self.numbered: list[Any] = [] if numbered is None else numbered
@@ -118,7 +118,7 @@ class Encoder:
             return ["same", number]
         number = self._numbers[id(value)] = len(self.numbered)
         self.numbered.append(value)
-        return [kind.__name__, number, *(self._nature(value) if self._exact else ()), self.contents(value)]
+        return [kind.__name__, number, *self._nature(value), self.contents(value)]
 
     def _nature(self, value: Any) -> tuple[Tree, ...]:
         """Return what a container is besides what it holds."""
@@ -127,9 +127,12 @@ class Encoder:
         factory = value.default_factory if type(value) is collections.defaultdict else None
         if factory is None:
             return ()
-        if factory not in _FACTORIES.values():
+        for name, kind in _FACTORIES.items():
+            if factory is kind:
+                return (name,)
+        if self._exact:
             raise UncarriedError("defaultdict with a factory of its own")
-        return (factory.__name__,)
+        return ()
 
 
 class Decoder:
@@ -264,5 +267,7 @@ _SCALAR_TAGS: dict[str, Callable[..., Any]] = {
 }
 _FROZEN_TAGS: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in _FROZEN}
 _MUTABLE_TAGS: dict[str, Callable[[], Any]] = {kind.__name__: kind for kind in _MUTABLE}
-"""Unless a tree says more, a `defaultdict` comes without its factory, a `deque` without its length."""
-_FACTORIES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict, set, tuple)}
+_FACTORIES: dict[str, Callable[[], Any]] = {
+    kind.__name__: kind for kind in (int, float, str, bool, list, dict, set, tuple)
+}
+"""Factories of a `defaultdict` that are carried; plain trees have none, and no length of a `deque` either."""
