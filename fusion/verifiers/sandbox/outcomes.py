@@ -119,10 +119,18 @@ def ending(child: Child) -> str:
     if child.status is None:
         how = "it has not ended"
     elif os.WIFSIGNALED(child.status):
-        how = f"ended by {signal.Signals(os.WTERMSIG(child.status)).name}"
+        how = f"ended by {signal_name(os.WTERMSIG(child.status))}"
     else:
         how = f"exit code {os.WEXITSTATUS(child.status)}"
     return f"{how}: {last}" if last else how
+
+
+def signal_name(number: int) -> str:
+    """Return what people call a signal; real-time signals have numbers only, and a program may end itself by any."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def as_text(printed: bytes | bytearray) -> str:
