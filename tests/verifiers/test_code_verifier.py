@@ -339,6 +339,15 @@ def test_kinds_of_tests() -> None:
 # ---- the program of a response ------------------------------------------------------------------------
 
 F = "def f(x):\n    return x"
+NESTED = [
+    "try:\n    from fast import g\nexcept ImportError:\n    def f(x): return x",
+    "try:\n    import g\nexcept ImportError:\n    pass\nelse:\n    def f(x): return x",
+    "for i in range(1):\n    def f(x): return x",
+    "while True:\n    def f(x): return x\n    break",
+    "with open('/dev/null') as file:\n    def f(x): return x",
+    "match 1:\n    case 1:\n        def f(x): return x",
+]
+"""Programs whose entry point is in a statement of the top level, not beside them."""
 
 
 @pytest.mark.parametrize(
@@ -371,6 +380,7 @@ F = "def f(x):\n    return x"
         ("f = abs", "f = abs"),
         ("if True:\n    def f(x): return x", "if True:\n    def f(x): return x"),
         ("from math import sqrt as f", "from math import sqrt as f"),
+        *((code, code) for code in NESTED),
     ],
 )
 def test_program_of_a_response(text: str, found: str) -> None:
@@ -392,6 +402,7 @@ def test_program_of_a_response(text: str, found: str) -> None:
         ("```python\ndef g(x): return x\n```", "no_entry_point"),
         ("class A:\n    def f(self, x): return x", "no_entry_point"),
         ("def g():\n    f = 1", "no_entry_point"),
+        ("if True:\n    def g():\n        f = 1", "no_entry_point"),
     ],
 )
 def test_responses_without_a_program(judge: CodeJudge, text: str, reason: str) -> None:
@@ -416,6 +427,22 @@ def test_responses_without_a_program(judge: CodeJudge, text: str, reason: str) -
 def test_hostile_responses_end_in_time(judge: CodeJudge, text: str) -> None:
     assert judge.judge(prompt("assert f(1) == 1"), text).verdict in (Verdict.unparsable, Verdict.wrong)
     assert judge.judge(prompt("assert f(1) == 1"), F).verdict is Verdict.correct
+
+
+def test_a_long_chain_of_branches_is_read(judge: CodeJudge) -> None:
+    """A chain of `elif` is as deep as it is long, and every branch would be walked once for each above it."""
+    chain = "if y == 0: z = 0\n" + "".join(f"elif y == {i}: z = {i}\n" for i in range(1, 1100))
+    assert judge.judge(prompt("assert f(1) == 1"), f"y = 5\n{chain}{F}").verdict is Verdict.correct
+    assert judge.judge(prompt("assert f(1) == 1"), f"y = 5\n{chain}").reason == "no_entry_point"
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError])
+def test_what_reading_dies_of_is_no_program(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    def fail(text: str) -> list[str]:
+        raise error
+
+    monkeypatch.setattr(source, "fenced", fail)
+    assert source.read(F, "f") == {"reason": "no_code", "detail": f"reading it ends with {error.__name__}"}
 
 
 def test_longest_program_is_run_where_nothing_is_called() -> None:

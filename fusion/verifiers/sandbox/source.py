@@ -16,6 +16,7 @@ MAX_CODE = 256 * 1024
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)")
 _PYTHON = re.compile(r"(?:py(?:thon)?[0-9.]*)?")
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def serve(channel: Any) -> None:
@@ -38,6 +39,13 @@ def read(text: str, name: str | None) -> dict[str, Any]:
         `{"code": text, "functions": names of its top-level functions}`, or `{"reason": code, "detail": text}` with
         `no_code` or `no_entry_point`.
     """
+    try:
+        return _program(text, name)
+    except (RecursionError, MemoryError) as error:  # The next response is read by this process too.
+        return {"reason": "no_code", "detail": f"reading it ends with {type(error).__name__}"}
+
+
+def _program(text: str, name: str | None) -> dict[str, Any]:
     text = text.replace("\r\n", "\n")
     blocks = fenced(text)
     parsed = [(code, tree) for code in blocks or [text] if (tree := _parse(code)) is not None]
@@ -98,17 +106,17 @@ def _does_something(tree: ast.Module) -> bool:
 
 
 def _functions(tree: ast.Module) -> list[str]:
-    return [step.name for step in _top_level(tree.body) if isinstance(step, ast.FunctionDef)]
+    return [node.name for node in _of_the_module(tree) if isinstance(node, ast.FunctionDef)]
 
 
 def _written(tree: ast.Module) -> set[str]:
     """Return the names of the functions and classes that the top level of a program writes out."""
     names: set[str] = set()
-    for step in _top_level(tree.body):
-        if isinstance(step, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(step.name)
-        elif isinstance(step, ast.Assign | ast.AnnAssign) and isinstance(step.value, ast.Lambda):
-            targets = step.targets if isinstance(step, ast.Assign) else [step.target]
+    for node in _of_the_module(tree):
+        if isinstance(node, _SCOPES):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Lambda):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names.update(target.id for target in targets if isinstance(target, ast.Name))
     return names
 
@@ -116,20 +124,24 @@ def _written(tree: ast.Module) -> set[str]:
 def _defined(tree: ast.Module) -> set[str]:
     """Return every name that the top level of a program binds."""
     names: set[str] = set()
-    for step in _top_level(tree.body):
-        if isinstance(step, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(step.name)
-        elif isinstance(step, ast.Import | ast.ImportFrom):
-            names.update(alias.asname or alias.name for alias in step.names)
-        else:
-            names.update(n.id for n in ast.walk(step) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    for node in _of_the_module(tree):
+        if isinstance(node, _SCOPES):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
     return names
 
 
-def _top_level(steps: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a module, those within top-level `if`, `try` and `with` too."""
-    for step in steps:
-        yield step
-        for field in ("body", "orelse", "finalbody"):
-            if isinstance(step, ast.If | ast.Try | ast.With):
-                yield from _top_level(getattr(step, field, []))
+def _of_the_module(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes of a program that are in no function or class, in their order, whatever they are nested in.
+
+    Without recursion: a chain of `elif` is as deep as it is long. What a function or class is made of is left out.
+    """
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, _SCOPES):
+            waiting.extend(reversed(list(ast.iter_child_nodes(node))))
