@@ -2,18 +2,20 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fusion.errors import StageError
 from fusion.verifiers.sandbox import processes, runs, selftest
-from fusion.verifiers.sandbox.cases import Asserts, Call, Printing
+from fusion.verifiers.sandbox.cases import Asserts, Call, Case, Printing
 from fusion.verifiers.sandbox.limits import Limits
 from fusion.verifiers.sandbox.outcomes import Result
 from fusion.verifiers.sandbox.runs import Program, Runner
@@ -205,6 +207,49 @@ def test_sandbox_that_cannot_come_back_is_an_infra_error(monkeypatch: pytest.Mon
     outcome = runner.run(DOUBLE, TEST, "f")
     assert outcome.result is Result.infra_error
     assert "did not start" in outcome.detail
+    runner.close()
+
+
+@contextlib.contextmanager
+def files_limited_to(number: int) -> Iterator[None]:
+    """Let this process, and what it starts, have so few descriptors; those that are open stay."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("case", [TEST, CALL], ids=["asserts", "call"])
+def test_no_descriptors_left_is_an_infra_error(case: Case) -> None:
+    """However many there are still when they run out, and none is lost by it."""
+    runner = started()
+    runner.close()
+    open_before = num_files("self")
+    lowest = next(number for number in range(1000) if not Path(f"/proc/self/fd/{number}").exists())
+    results = []
+    for spare in (*range(12), 40):
+        runner.start()
+        with files_limited_to(lowest + spare):
+            results.append(runner.run(DOUBLE, case, "f").result)
+        runner.close()
+        assert num_files("self") == open_before
+    assert results[0] is Result.infra_error
+    assert set(results) <= {Result.infra_error, Result.passed}
+    assert runner.run(DOUBLE, case, "f").result is Result.passed
+    runner.close()
+
+
+def test_no_descriptors_left_is_said_at_the_start() -> None:
+    runner = started()
+    with files_limited_to(4), pytest.raises(StageError, match=r"Too many open files|no pipes"):
+        selftest.check(runner)
+    runner.close()
+    with files_limited_to(4), pytest.raises(StageError, match="did not start"):
+        runner.start()
+    with files_limited_to(60), pytest.raises(StageError, match=r"limit of open files .* is 60; it must be above 64"):
+        runner.start()
     runner.close()
 
 

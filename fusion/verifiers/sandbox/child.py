@@ -32,6 +32,11 @@ class Child:
     """A forked process, seen from the judge. It waits for its first line, which `begin` sends."""
 
     def __init__(self, number: int, limits: Limits) -> None:
+        """Make its pipes.
+
+        Raises:
+            OSError: there are no descriptors left for them; none of them stays open.
+        """
         self.number = number
         self.limits = limits
         self.lines: deque[bytes] = deque()
@@ -60,12 +65,15 @@ class Child:
         self._ends: dict[str, int] = {}
         self.given: list[int] = [self._theirs.fileno()]
         """Descriptors for the process: channel, stdin, stdout, stderr."""
-        for name in ("stdin", "stdout", "stderr"):
-            read, write = os.pipe()
-            ours, theirs = (write, read) if name == "stdin" else (read, write)
-            os.set_blocking(ours, False)
-            self._ends[name] = ours
-            self.given.append(theirs)
+        try:
+            for name in ("stdin", "stdout", "stderr"):
+                read, write = os.pipe()
+                self._ends[name], theirs = (write, read) if name == "stdin" else (read, write)
+                self.given.append(theirs)
+                os.set_blocking(self._ends[name], False)
+        except OSError:
+            self.close()
+            raise
 
     def begin(
         self, role: str, job: dict, *, stdin: bytes = b"", keep: int = KEPT_OUTPUT, max_line: int | None = None

@@ -154,7 +154,10 @@ class Sandbox:
         refusals = []
         levels: list[Level] = self._levels if self.level is None else [self.level]
         for level in levels:
-            zygote = _Zygote(level)
+            try:
+                zygote = _Zygote(level)
+            except OSError as error:
+                raise StageError(f"the code sandbox did not start: {error}") from None
             hello = zygote.hello()
             if "refused" not in hello:
                 zygote.control.settimeout(None)
@@ -207,7 +210,10 @@ class Sandbox:
     def _fork(self, limits: Limits, *, clocked: bool) -> Child:
         assert self._zygote is not None
         self._number += 1
-        child = Child(self._number, limits)
+        try:
+            child = Child(self._number, limits)
+        except OSError as error:
+            raise LostError(f"no pipes for a process: {error.strerror}") from None
         self._children[child.number] = child
         cpu_s = math.ceil(child.most_cpu_s) + 1 if clocked else None
         request = {"run": child.number, "memory_mb": limits.memory_mb, "cpu_s": cpu_s}

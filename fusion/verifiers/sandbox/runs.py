@@ -94,7 +94,7 @@ class Runner:
         """Return the program in a response; one that crashes the parser, or takes it too long, is none.
 
         Raises:
-            LostError: the sandbox failed three times.
+            LostError, StageError, OSError: the sandbox failed three times.
         """
         with self._lock:
             return self._retried(lambda: self._read(text, name))
@@ -110,14 +110,14 @@ class Runner:
         with self._lock:
             try:
                 return self._retried(lambda: self._run(program, case, name))
-            except (LostError, StageError) as error:
+            except (LostError, StageError, OSError) as error:  # The last: this process has no descriptors left, say.
                 return Outcome(Result.infra_error, str(error))
 
     def probe(self, code: str, limits: Limits) -> tuple[Outcome, bytes]:
         """Run a program that reads nothing, and return how it ended and all that it printed; for the self-test.
 
         Raises:
-            LostError: the sandbox failed three times.
+            LostError, StageError, OSError: the sandbox failed three times.
         """
         with self._lock:
             return self._retried(lambda: self._probe(code, limits))

@@ -66,7 +66,7 @@ def check(runner: Runner) -> None:
                     f"the code sandbox does not hold on this machine: a program could {name}; no program is run"
                 )
         outcome, printed = runner.probe(_ORDINARY, limits)
-    except LostError as error:
+    except (LostError, OSError) as error:
         raise StageError(f"the code sandbox fails on this machine: {error}") from None
     if outcome.result is not Result.passed or printed != b"42.0 0.25\n":
         raise StageError(f"the code sandbox does not run an ordinary program on this machine: {outcome.detail}")

@@ -10,12 +10,14 @@ every run `{"run": n, "status": wait status, "cpu_s", "threads"}` or `{"run": n,
 """
 
 import contextlib
+import errno
 import fcntl
 import gc
 import importlib
 import importlib.util
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -33,6 +35,8 @@ WARM = """
 """Modules that are imported once, before any program."""
 
 LIBRARY_FD, CHANNEL_FD, RULES_FD = 3, inside.CHANNEL_FD, 5
+FIRST_MOVED = 64
+"""Lowest number of a descriptor that is kept out of the way of programs."""
 WATCH_S = 0.02
 """Time between two looks at the number of threads, where no rlimit bounds it."""
 
@@ -223,8 +227,20 @@ def _enter_namespaces(control: socket.socket, libraries: list[Path], shared_obje
 
 
 def _moved_up(descriptor: int) -> int:
-    """Move a descriptor out of the way of those that children get, and return its new number."""
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64)
+    """Move a descriptor out of the way of those that children get, and return its new number.
+
+    Raises:
+        OSError: this process may have no descriptor of such a number.
+    """
+    try:
+        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FIRST_MOVED)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise OSError(
+            f"the limit of open files (RLIMIT_NOFILE) is {limit}; it must be above {FIRST_MOVED} by a dozen or more"
+        ) from None
     os.close(descriptor)
     return moved
 
