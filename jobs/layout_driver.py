@@ -182,6 +182,8 @@ def _print_import(console: Console, done: Imported) -> None:
     _line(console, "answers", f"{done.answers} -> {done.folder / ANSWERS}")
     if done.rows:
         _line(console, "rows", f"{done.rows} {done.row_type} -> {done.folder / ROWS}")
+        if done.without_row:
+            _line(console, "note", f"{done.without_row} records gave no row: prompts alone, or answers without scores")
     else:
         _line(console, "rows", "none: this layout sets no answer against another, or gives no score for each")
     if done.without_scores:

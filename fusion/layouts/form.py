@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fusion.layouts.example import FACTS, Answer, Example, Kind
+from fusion.layouts.example import FACTS, ROLES, Answer, Example, Kind
 from fusion.promptsets.records import MAX_CHARS, Refused, to_prompt
 from fusion.rows import Finish, Message, Verdict
 
@@ -211,15 +211,34 @@ class Layout:
         return next((form for form in self.forms if form.kind is kind), None)
 
     def form_of(self, columns: Collection[str]) -> Form | None:
-        """Return the form of a record that has these columns; None where it is of another layout."""
+        """Return the form of a record that has these columns; None where it is of another layout or half a pair."""
+        if self.missing_side(columns) is not None:
+            return None
         return next((form for form in self.forms if set(form.needs) <= set(columns)), None)
+
+    def missing_side(self, columns: Collection[str]) -> str | None:
+        """Return the side that a record lacks of a pair of which it has the other one; None where it has both or none.
+
+        Such a record is no prompt alone and nothing to imitate, even if it has all columns of such a form: the side
+        that is there would be lost without a word.
+        """
+        lacking = [side for side in ROLES[Kind.pair] if side not in columns]
+        return lacking[0] if Kind.pair in self.kinds and len(lacking) == 1 else None
 
     def example(self, record: Record, *, domain: str) -> Example:
         """Return what a record says. Raises Refused."""
-        form = self.form_of([name for name, value in record.items() if value is not None])
-        if form is None:
-            raise Refused("wrong_layout", f"{self.name} needs {self.needed()}; the row has: {listed(record)}")
-        return form.example(record, domain=domain)
+        columns = given(record)
+        form = self.form_of(columns)
+        if form is not None:
+            return form.example(record, domain=domain)
+        lacking = self.missing_side(columns)
+        if lacking is not None:
+            (other,) = set(ROLES[Kind.pair]) - {lacking}
+            how = "null" if lacking in record else "missing"
+            raise Refused(
+                "missing_side", f"{other} is there and {lacking} is {how}; a pair needs both, other rows neither"
+            )
+        raise Refused("wrong_layout", f"{self.name} needs {self.needed()}; the row has: {shown(record)}")
 
     def needed(self) -> str:
         """Say which columns a record must have."""
@@ -227,6 +246,17 @@ class Layout:
 
 
 # ---- parts that forms share -------------------------------------------------------------------
+
+
+def given(record: Record) -> list[str]:
+    """Return the names of the columns in which a record has something."""
+    return [name for name, value in record.items() if value is not None]
+
+
+def shown(record: Record) -> str:
+    """Return the columns of a record for a message; those that are null are not what it has."""
+    null = [name for name, value in record.items() if value is None]
+    return listed(given(record)) + (f" (null: {listed(null)})" if null else "")
 
 
 def listed(columns: Iterable[Any]) -> str:

@@ -19,7 +19,7 @@ from fusion.errors import InputError
 from fusion.layouts import layouts_of
 from fusion.layouts.example import Answer, Example, as_set, model_of, row_of
 from fusion.layouts.files import Found, read_records
-from fusion.layouts.form import Layout, listed
+from fusion.layouts.form import Layout, given, shown
 from fusion.layouts.writing import beginning, is_ours, json_text
 from fusion.promptsets.records import Refused, content_digest
 from fusion.row_files import RowFile, read_rows
@@ -49,6 +49,8 @@ class Imported:
     answers: int = 0
     rows: int = 0
     row_type: str | None = None
+    without_row: int = 0
+    """Records that are taken and give no row: prompts alone, and answers that nothing is compared with."""
     without_scores: int = 0
     """Rows of which the file says only which answer is better."""
 
@@ -109,6 +111,7 @@ def import_files(
             raise InputError(f"nothing of layout {layout.name} in {', '.join(map(str, sources))}; {what}")
         out.close()
     done.prompts, done.answers, done.without_scores = out.num_prompts, out.num_answers, out.without_scores
+    done.without_row = out.without_row
     if out.rows is not None:
         done.rows, done.row_type = out.rows.num_rows, out.rows.row_type.__name__
     for name, missing in ((ROWS, not done.rows), (QUARANTINE, not done.refused)):
@@ -134,11 +137,12 @@ def _checked(records: Iterator[Found], layout: Layout) -> Iterator[Found]:
     """Hand the records on; where the first one is of another layout, say of which."""
     for number, (place, record) in enumerate(records):
         if number == 0 and not isinstance(record, Refused):
-            columns = [name for name, value in record.items() if value is not None]
-            if layout.form_of(columns) is None and (others := layouts_of(columns)):
+            columns = given(record)
+            half = layout.missing_side(columns) is not None  # refused as such, also where it is the first one
+            if not half and layout.form_of(columns) is None and (others := layouts_of(columns)):
                 raise InputError(
                     f"{place} is not of layout {layout.name}, which needs {layout.needed()}; it has "
-                    f"{listed(record)}, as in: --layout {' or '.join(others)}"
+                    f"{shown(record)}, as in: --layout {' or '.join(others)}"
                 )
         yield place, record
 
@@ -176,7 +180,7 @@ class _Output:
         self._known: set[int] = set()
         """Hashes of the answers that are written already."""
         self._samples: Counter[tuple[str, str]] = Counter()
-        self.num_prompts = self.num_answers = self.without_scores = 0
+        self.num_prompts = self.num_answers = self.without_row = self.without_scores = 0
 
     def add(self, example: Example) -> None:
         """Take an example. Raises Refused where it contradicts an earlier one or cannot be a row."""
@@ -203,11 +207,13 @@ class _Output:
             row = row_of(dataclasses.replace(example, prompt=dataclasses.replace(example.prompt, prompt_id=row_id)))
         except ValueError as error:
             raise Refused("not_a_row", str(error)) from None
-        if row is not None:
-            self._take(row)
-            self._seen[prompt_id] = number
-            self._made |= {row_id} - {prompt_id}
-            self.without_scores += any(a.score is None for a in example.answers)
+        if row is None:
+            self.without_row += 1
+            return
+        self._take(row)
+        self._seen[prompt_id] = number
+        self._made |= {row_id} - {prompt_id}
+        self.without_scores += any(a.score is None for a in example.answers)
 
     def _take(self, row: Any) -> None:
         if self.rows is None:

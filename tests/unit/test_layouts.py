@@ -515,6 +515,24 @@ BAD = {
     "an answer of a book": ("trl", {"messages": [Q, {"role": "assistant", "content": "x" * 200_001}]}, "too_long"),
     "another layout": ("wrpo", {"messages": [Q, A]}, "wrong_layout"),
     "columns of null": ("trl", {"messages": None, "prompt": None}, "wrong_layout"),
+    "a pair whose rejected answer is null": ("trl", {"prompt": "q", "chosen": "good", "rejected": None}, "missing_side"),
+    "a pair without a rejected answer": ("trl", {"prompt": "q", "chosen": "good"}, "missing_side"),
+    "a pair without a chosen answer": ("trl", {"prompt": "q", "chosen": None, "rejected": "bad"}, "missing_side"),
+    "half a conversation": ("binarized", {"chosen": [Q, A], "rejected": None}, "missing_side"),
+    "answers with half a pair": (
+        "simpo",
+        {"prompt": "q", "all_generated_responses": ["a", "b"], "all_rm_scores": [1, 0], "chosen": [Q, A], "rejected": None},
+        "missing_side",
+    ),
+    "generations with half a pair": ("distilabel", {"instruction": "q", "generations": ["a"], "chosen": [Q, A]}, "missing_side"),
+    "an output beside half a pair": (
+        "alpaca", {"instruction": "q", "output": "o", "chosen": "c", "rejected": None}, "missing_side"
+    ),
+    "a conversation beside half a pair": (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "rejected": {"from": "gpt", "value": "b"}},
+        "missing_side",
+    ),
 }  # fmt: skip
 
 
@@ -804,6 +822,39 @@ def test_an_import_accounts_for_every_record(tmp_path, capsys):
     assert [row.row_id for row in read_rows(tmp_path / "in/rows.parquet")] == ["a", "d", "a#2"]
     summary = json.loads((tmp_path / "in/import.json").read_text())
     assert (summary["finished"], summary["records"], summary["quarantined"]) == (True, 6, dict(done.refused))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_half_a_pair_is_quarantined_and_what_gives_no_row_is_counted(tmp_path, capsys, suffix):
+    records = [
+        {"prompt": "q1", "chosen": "good", "rejected": None},
+        {"prompt": "q2", "chosen": "good", "rejected": "bad"},
+        {"prompt": "q3", "chosen": None, "rejected": "bad"},
+        {"prompt": "q4", "chosen": None, "rejected": None},
+    ]
+    source = write_lines(tmp_path / "half.jsonl", *records)
+    if suffix == ".parquet":
+        source = tmp_path / "half.parquet"
+        pq.write_table(pa.Table.from_pylist(records), source)
+    done = import_rows([source], "trl", tmp_path / "in")
+    assert (done.taken, done.rows, done.without_row, dict(done.refused)) == (2, 1, 1, {"missing_side": 2})
+    assert "1 records gave no row: prompts alone, or answers without scores" in capsys.readouterr().out
+    assert [line["detail"] for line in lines_of(tmp_path / "in/quarantine.jsonl")] == [
+        "chosen is there and rejected is null; a pair needs both, other rows neither",
+        "rejected is there and chosen is null; a pair needs both, other rows neither",
+    ]
+    assert json.loads((tmp_path / "in/import.json").read_text())["without_row"] == 1
+
+
+def test_a_row_of_another_layout_has_what_is_not_null(tmp_path):
+    record = {"prompt_id": "a", "prompt": Q, "chosen": None, "rejected": [C]}
+    with pytest.raises(Refused) as caught:
+        LAYOUTS["wrpo"].example(record, domain="d")
+    assert caught.value.reason == "wrong_layout"
+    assert caught.value.detail.endswith("the row has: prompt_id, prompt, rejected (null: chosen)")
+    source = write_lines(tmp_path / "w.jsonl", {"prompt": "q", "chosen": None, "rejected": None})
+    with pytest.raises(InputError, match=re.escape("it has prompt (null: chosen, rejected), as in: --layout trl")):
+        import_rows([source], "wrpo", tmp_path / "in")
 
 
 def test_sets_widen_the_quadruples_before_them(tmp_path):
