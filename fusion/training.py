@@ -26,9 +26,9 @@ class HeldOut(Config):
     """Rows that are never trained on, how often they are asked about, and whether they choose the weights."""
 
     rows: int | None = Field(default=None, ge=1)
-    """Number of rows to hold out; give this or `share`."""
+    """Number of rows to hold out, a few more where the last prompt has several; give this or `share`."""
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the rows to hold out, each row decided by itself, so that more rows do not move older ones."""
+    """Share of the rows to hold out, each prompt decided by itself, so that more rows do not move older ones."""
     every: int = Field(default=100, ge=1)
     """Optimizer steps between evaluations; one more follows the last step. Each is also a checkpoint."""
     alpha: float | None = Field(default=None, ge=0, le=1)

@@ -1,13 +1,15 @@
 """Which rows are held out of training, with which loss they are looked at, and which evaluation is the best.
 
-The one idea: whether a row is held out depends on (seed, row id) alone, not on its place among the rows, so that
-the same prompt is held out in every arm that has it. A row's id is that of its prompt: no prompt is on both sides.
+The one idea: whether a row is held out depends on (seed, prompt id) alone, not on its place among the rows, so that
+the same prompt is held out in every arm that has it. A row's id is that of its prompt; the further rows of a prompt
+that has several, as an import gives them, are called `p#2`, `p#3` and go where `p` goes: no prompt is on both sides.
 """
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +21,19 @@ from fusion.train.encode import Encoded
 from fusion.training import HeldOut, TrainConfig
 
 
-def split(row_ids: Sequence[str], held_out: HeldOut | None, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+_FURTHER = re.compile(r"(.+)#(?:[2-9]|[1-9][0-9]+)", re.DOTALL)
+"""Id of a further row of a prompt. A prompt's own id may look the same."""
+
+
+def split(
+    row_ids: Sequence[str], held_out: HeldOut | None, *, seed: int, dropped: Collection[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the row numbers that are trained on and those that are held out, both ascending.
+
+    Rows of one prompt are on one side, so `rows` may take a few more than it says.
+
+    Args:
+        dropped: ids of rows that were there and are not trained on; a prompt's further rows are known by its first.
 
     Raises:
         StageError: one of the two would be empty.
@@ -28,25 +41,42 @@ def split(row_ids: Sequence[str], held_out: HeldOut | None, *, seed: int) -> tup
     everything = np.arange(len(row_ids))
     if held_out is None:
         return everything, everything[:0]
-    places = np.array([_place(row_id, seed=seed) for row_id in row_ids])
+    known = {*row_ids, *dropped}
+    asked = [_prompt_of(row_id, known) for row_id in row_ids]
+    places = np.array([_place(prompt_id, seed=seed) for prompt_id in asked])
     if held_out.share is not None:
         out = places < held_out.share
     else:
         assert held_out.rows is not None
-        out = np.zeros(len(row_ids), bool)
-        out[np.argsort(places, kind="stable")[: held_out.rows]] = True
+        first = {asked[row] for row in np.argsort(places, kind="stable")[: held_out.rows]}
+        out = np.array([prompt_id in first for prompt_id in asked])
     if out.all() or not out.any():
-        asked = f"rows {held_out.rows}" if held_out.share is None else f"share {held_out.share:g}"
+        wanted = f"rows {held_out.rows}" if held_out.share is None else f"share {held_out.share:g}"
         raise StageError(
-            f"held_out ({asked}) leaves {int((~out).sum())} of {len(row_ids)} rows to train on and "
-            f"{int(out.sum())} to evaluate on; both must be at least 1"
+            f"held_out ({wanted}) leaves {int((~out).sum())} of {len(row_ids)} rows to train on and "
+            f"{int(out.sum())} to evaluate on; both must be at least 1, and rows of one prompt stay together"
         )
     return everything[~out], everything[out]
 
 
-def _place(row_id: str, *, seed: int) -> float:
-    """A row's place in [0, 1), uniform over row ids."""
-    digest = hashlib.sha256(f"{seed}\0{row_id}".encode("utf-8", "surrogatepass")).digest()
+def split_rows(data: Encoded, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `split` says of the rows of a training."""
+    return split(data.row_ids, config.held_out, seed=config.seed, dropped=[d.row_id for d in data.dropped])
+
+
+def _prompt_of(row_id: str, known: Collection[str]) -> str:
+    """Return the id of a row's prompt: `p` of `p#2` where there is a row `p`, else the row's own.
+
+    Without that condition all prompts of a data set that calls them `set#1`, `set#2` would be one.
+    """
+    while (further := _FURTHER.fullmatch(row_id)) and further[1] in known:
+        row_id = further[1]
+    return row_id
+
+
+def _place(prompt_id: str, *, seed: int) -> float:
+    """A prompt's place in [0, 1), uniform over prompt ids."""
+    digest = hashlib.sha256(f"{seed}\0{prompt_id}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 

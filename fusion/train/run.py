@@ -21,7 +21,7 @@ from fusion.train.data_files import ENCODED, encoded_once, remove_encoded
 from fusion.train.encode import Encoded
 from fusion.train.entry import refer, train
 from fusion.train.fit import fit, spread
-from fusion.train.held_out import split
+from fusion.train.held_out import split_rows
 from fusion.train.identity import RunIdentity
 from fusion.train.memory import MEMORY
 from fusion.train.metrics import read_metrics
@@ -155,7 +155,7 @@ def prepare_training(
     _write_dropped(directory, data)
     if not len(data):
         raise StageError(f"{directory}: no row is left to train on; dropped {data.dropped_by_reason()}")
-    _, held_out = split(data.row_ids, config.held_out, seed=config.seed)  # an impossible one fails here
+    _, held_out = split_rows(data, config)  # an impossible one fails here
     if config.loss.needs_reference:
         _save_reference(directory / REFERENCE, data, reference_logps, where=str(directory))
     if _finished(directory):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from fusion.train.batches import steps_per_epoch
 from fusion.train.data_files import ENCODED
 from fusion.train.encode import Encoded, load_encoded
-from fusion.train.held_out import split, take
+from fusion.train.held_out import split_rows, take
 from fusion.train.notices import WARNINGS, Notice, add_notice
 from fusion.train.packing import Layout, row_sizes
 from fusion.train.policy import Probe
@@ -99,7 +99,7 @@ def open_run(task: TrainTask) -> TrainRun:
             reference = dict(stored)
     config = TrainConfig.model_validate(task.config)
     data = load_encoded(directory / ENCODED)
-    trained, held_out = split(data.row_ids, config.held_out, seed=config.seed)
+    trained, held_out = split_rows(data, config)
     per_epoch = steps_per_epoch(num_rows=len(trained), global_batch=config.global_batch)
     run = TrainRun(
         task=task,

@@ -1,5 +1,7 @@
 """Which rows are held out, which evaluation is the best, and what of it a config may say."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -39,6 +41,39 @@ def test_a_row_is_held_out_by_its_id_wherever_it_stands() -> None:
 def test_the_share_is_met_and_the_seed_chooses() -> None:
     assert 70 < len(held(IDS, share=0.1)) < 130  # 100 +- 3 standard deviations of 9.5
     assert held(IDS, share=0.1) != held(IDS, share=0.1, seed=1)
+
+
+@pytest.mark.parametrize("fields", [{"rows": 64}, {"share": 0.1}])
+def test_all_rows_of_a_prompt_are_on_one_side(fields) -> None:
+    """Imported rows of one prompt are p, p#2 and p#3; ids of a prompt's own may look like that, also `#2` of `p#2`."""
+    ids = [f"{row_id}{further}" for row_id in IDS for further in ("", "#2", "#3", "#10", "#2#2")]
+    out = held(ids, **fields)
+    assert {row_id.split("#")[0] for row_id in out} == {row_id for row_id in out if "#" not in row_id}
+    assert all(row_id.split("#")[0] in out for row_id in out)
+    assert len(out) % 5 == 0 and (fields != {"rows": 64} or len(out) == 65), "whole prompts, at least as many rows"
+    assert {row_id for row_id in held(IDS, rows=13) if fields == {"rows": 64}} <= out, "where its first row goes alone"
+
+
+def test_further_rows_stay_together_where_the_first_is_dropped() -> None:
+    ids = [f"{row_id}{further}" for row_id in IDS for further in ("#2", "#3")]
+    trained, out = split(ids, HeldOut(share=0.3), seed=0, dropped=IDS)
+    assert {ids[i].split("#")[0] for i in out}.isdisjoint(ids[i].split("#")[0] for i in trained)
+    assert {ids[i].split("#")[0] for i in out} == held(IDS, share=0.3)
+
+
+@pytest.mark.parametrize("name", ["#{}", "set#{}", "a#b#{}"])
+def test_prompts_whose_own_ids_are_numbered_are_not_one_prompt(name) -> None:
+    assert len(held([name.format(n) for n in range(2, 1002)], rows=64)) == 64
+
+
+def test_the_split_of_plain_ids_is_the_one_of_before() -> None:
+    """Hashes of (seed, row id) as they were drawn before rows of one prompt were kept together."""
+    draws = {
+        row_id: int.from_bytes(hashlib.sha256(f"7\0{row_id}".encode()).digest()[:6]) / 2**48
+        for row_id in [*IDS, "a#b", "#1", "x#1", "#"]
+    }
+    assert held(list(draws), seed=7, share=0.2) == {row_id for row_id, place in draws.items() if place < 0.2}
+    assert held(list(draws), seed=7, rows=50) == set(sorted(draws, key=lambda row_id: draws[row_id])[:50])
 
 
 @pytest.mark.parametrize("fields", [{"rows": 3}, {"rows": 5}, {"share": 1e-9}])
