@@ -188,6 +188,8 @@ def _print_import(console: Console, done: Imported) -> None:
         _line(console, "rows", "none: this layout sets no answer against another, or gives no score for each")
     if done.without_scores:
         _line(console, "note", f"{done.without_scores} rows say only which answer is better; their scores are 1 and 0")
+    if done.narrowed:
+        _line(console, "note", f"{done.narrowed} rows go without an answer to avoid that is also a preferred one")
     if done.refused:
         _line(console, "quarantine", str(done.folder / QUARANTINE))
 

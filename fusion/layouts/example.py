@@ -58,7 +58,7 @@ ROLES: Mapping[Kind, tuple[str, ...]] = {
     Kind.wrpo: ("source_chosen", "target_chosen", "source_rejected", "rejected"),
 }
 OTHER = "other"
-"""Role of an answer of a pair's record that is neither side of the pair."""
+"""Role of an answer that is no part of the row, such as one that is neither side of its record's pair."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def row_of(example: Example) -> Any | None:
     """
     if example.kind is Kind.prompt:
         return None
-    if example.kind is Kind.answers and (len(example.answers) < 2 or any(a.score is None for a in example.answers)):
+    if example.kind is Kind.answers and not is_scored(example):
         return None
     held = {role: tuple(s for a, s in _scored(example) if a.role == role) for role in ROLES[example.kind]}
     for role in ("response", "chosen", "target_chosen", "rejected"):
@@ -217,6 +217,15 @@ def row_of(example: Example) -> Any | None:
     if len(sources) == 1 and not avoided:
         return PreferenceQuadruple(prompt, sources[0], own, rejected, weight)
     return PreferenceSet(prompt, sources, own, avoided, rejected, weight)
+
+
+def is_scored(example: Example) -> bool:
+    """Whether an example is answers that their scores compare: two or more, and every one has a score."""
+    return (
+        example.kind is Kind.answers
+        and len(example.answers) > 1
+        and all(answer.score is not None for answer in example.answers)
+    )
 
 
 def model_of(answer: Answer, kind: Kind) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from fusion.artifact import Quarantined, atomic_file, write_json
 from fusion.errors import InputError
 from fusion.layouts import layouts_of
+from fusion.layouts.checks import checked
 from fusion.layouts.example import Answer, Example, as_set, model_of, row_of
 from fusion.layouts.files import Found, read_records
 from fusion.layouts.form import Layout, given, shown
@@ -53,6 +54,8 @@ class Imported:
     """Records that are taken and give no row: prompts alone, and answers that nothing is compared with."""
     without_scores: int = 0
     """Rows of which the file says only which answer is better."""
+    narrowed: int = 0
+    """Rows without one of the answers that their record says to avoid, because it is also a preferred one."""
 
     def summary(self, sources: Iterable[Path]) -> dict[str, Any]:
         counts = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("folder", "refused")}
@@ -93,12 +96,13 @@ def import_files(
         out = _Output(stack, folder)
         first: tuple[str, Refused] | None = None
         for path in sources:
-            for place, record in _checked(read_records(path, split=split), layout):
+            for place, record in _of_layout(read_records(path, split=split), layout):
                 done.records += 1
                 try:
                     if isinstance(record, Refused):
                         raise record
-                    example = _named(layout.example(record, domain=domain), model)
+                    said = _named(layout.example(record, domain=domain), model)
+                    example = checked(said)
                     out.add(example)
                 except Refused as refused:
                     done.refused[refused.reason] += 1
@@ -106,6 +110,7 @@ def import_files(
                     first = first or (place, refused)
                 else:
                     done.taken += 1
+                    done.narrowed += example is not said
         if not done.taken:
             what = f"{first[0]}: {first[1].reason}: {_shown(first[1].detail)}" if first else "they hold no record"
             raise InputError(f"nothing of layout {layout.name} in {', '.join(map(str, sources))}; {what}")
@@ -133,7 +138,7 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f"--out {folder} holds something that fuseline import has not written; name another folder")
 
 
-def _checked(records: Iterator[Found], layout: Layout) -> Iterator[Found]:
+def _of_layout(records: Iterator[Found], layout: Layout) -> Iterator[Found]:
     """Hand the records on; where the first one is of another layout, say of which."""
     for number, (place, record) in enumerate(records):
         if number == 0 and not isinstance(record, Refused):

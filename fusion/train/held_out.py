@@ -20,7 +20,6 @@ from fusion.losses.alpha import ConstantAlpha
 from fusion.train.encode import Encoded
 from fusion.training import HeldOut, TrainConfig
 
-
 _FURTHER = re.compile(r"(.+)#(?:[2-9]|[1-9][0-9]+)", re.DOTALL)
 """Id of a further row of a prompt. A prompt's own id may look the same."""
 

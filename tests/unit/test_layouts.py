@@ -857,6 +857,76 @@ def test_a_row_of_another_layout_has_what_is_not_null(tmp_path):
         import_rows([source], "wrpo", tmp_path / "in")
 
 
+TURN_Q = {"from": "human", "value": "q"}
+WORTHLESS = {
+    "sharegpt, empty": ("sharegpt", {"conversations": [TURN_Q, {"from": "gpt", "value": ""}]}, "empty_response"),
+    "alpaca, empty": ("alpaca", {"instruction": "q", "output": ""}, "empty_response"),
+    "alpaca, blank": ("alpaca", {"instruction": "q", "output": " \n\t"}, "empty_response"),
+    "trl, empty chosen": ("trl", {"prompt": "q", "chosen": "", "rejected": "bad"}, "empty_response"),
+    "trl, blank rejected": ("trl", {"prompt": "q", "chosen": "good", "rejected": " "}, "empty_response"),
+    "trl, empty completion": ("trl", {"prompt": "q", "completion": ""}, "empty_response"),
+    "trl_unpaired, empty": ("trl_unpaired", {"prompt": "q", "completion": "", "label": False}, "empty_response"),
+    "distilabel, empty": ("distilabel", {"instruction": "q", "generation": " "}, "empty_response"),
+    "wrpo, empty source answer": ("wrpo", {"prompt": "q", "chosen": ["", "b"], "rejected": ["c"]}, "empty_response"),
+    "a group with an empty answer": (
+        "simpo", {"prompt": "q", "all_generated_responses": ["a", ""], "all_rm_scores": [1, 0]}, "empty_response"
+    ),
+    "trl, one text": ("trl", {"prompt": "q", "chosen": "x", "rejected": "x"}, "identical_text"),
+    "trl, one text with white space": ("trl", {"prompt": "q", "chosen": "x", "rejected": " x\n"}, "identical_text"),
+    "binarized, one text": ("binarized", {"chosen": [Q, A], "rejected": [Q, A], "score_chosen": 2, "score_rejected": 1}, "identical_text"),
+    "simpo, one text": (
+        "simpo",
+        {"prompt": Q["content"], "all_generated_responses": ["Tell me", "Tell me"], "chosen": [Q, A], "rejected": [Q, A]},
+        "identical_text",
+    ),
+    "sharegpt, one text": (
+        "sharegpt", {"conversations": [TURN_Q], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "a"}},
+        "identical_text",
+    ),
+    "wrpo, one own text": ("wrpo", {"prompt": "q", "chosen": ["a", "b"], "rejected": ["b"]}, "identical_text"),
+    "a group of one text": (
+        "simpo", {"prompt": "q", "all_generated_responses": ["a", "a"], "all_rm_scores": [0.1, 0.1]}, "identical_text"
+    ),
+    "a group whose best is its worst": (
+        "simpo", {"prompt": "q", "all_generated_responses": ["a", "b", "a"], "all_rm_scores": [3, 2, 1]}, "identical_text"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORTHLESS)
+def test_what_teaches_nothing_is_no_row(tmp_path, name):
+    layout, record, reason = WORTHLESS[name]
+    good = next(published for of, published in PUBLISHED.values() if of == layout)
+    done = import_rows([write_lines(tmp_path / "w.jsonl", good, record)], layout, tmp_path / "in")
+    assert (done.records, done.taken, dict(done.refused)) == (2, 1, {reason: 1})
+    assert "\n" not in lines_of(tmp_path / "in/quarantine.jsonl")[0]["detail"]
+
+
+def test_groups_that_can_be_told_apart_stay_rows(tmp_path):
+    """As in the rule response_group: two answers may be one text where the best and the worst are not."""
+    group = {"prompt": "q", "all_generated_responses": ["a", "a", "b"], "all_rm_scores": [3, 2, 1]}
+    unscored = {"prompt": "r", "all_generated_responses": ["a", "a"]}
+    done = import_rows([write_lines(tmp_path / "g.jsonl", group, unscored)], "simpo", tmp_path / "in")
+    assert (done.taken, done.rows, done.without_row) == (2, 1, 1)
+
+
+def test_a_source_answer_to_avoid_that_is_preferred_leaves_the_row(tmp_path, capsys):
+    """As in the rule preference_set; it is an answer all the same, of a source."""
+    record = {
+        "prompt": "q",
+        "chosen": ["a", "b"],
+        "rejected": ["a", "no", "c"],
+        "rejected_models": ["llama", None, None],
+    }
+    done = import_rows([write_lines(tmp_path / "w.jsonl", record)], "wrpo", tmp_path / "in")
+    (row,) = read_rows(tmp_path / "in/rows.parquet")
+    assert [held.response.text for held in row.source_rejected] == ["no"] and done.narrowed == 1
+    assert ("llama", "other", "a") in [
+        (one["model"], one["role"], one["response"]) for one in lines_of(tmp_path / "in/answers.jsonl")
+    ]
+    assert "1 rows go without an answer to avoid that is also a preferred one" in capsys.readouterr().out
+
+
 def test_sets_widen_the_quadruples_before_them(tmp_path):
     quadruple = {"prompt": "q", "chosen": [A, B], "rejected": [C]}
     wide = {"prompt": "r", "chosen": [A, C, B], "rejected": [{"role": "assistant", "content": "no"}, C]}
