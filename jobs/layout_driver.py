@@ -179,7 +179,8 @@ def _print_export(console: Console, found: Rows, done: Exported, target: Target,
 def _print_import(console: Console, done: Imported) -> None:
     _line(console, "records", _counted("records", done.records, done.taken, "taken", dict(done.refused)))
     _line(console, "prompts", f"{done.prompts} -> {done.folder / PROMPTS}")
-    _line(console, "answers", f"{done.answers} -> {done.folder / ANSWERS}")
+    same = f" ({done.same_answers} the same as an earlier one)" if done.same_answers else ""
+    _line(console, "answers", f"{done.answers} -> {done.folder / ANSWERS}{same}")
     if done.rows:
         _line(console, "rows", f"{done.rows} {done.row_type} -> {done.folder / ROWS}")
         if done.without_row:

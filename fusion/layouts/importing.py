@@ -48,6 +48,8 @@ class Imported:
     refused: Counter[str] = dataclasses.field(default_factory=Counter)
     prompts: int = 0
     answers: int = 0
+    same_answers: int = 0
+    """Answers that are the same as an earlier one of the same model to the same prompt, and not written again."""
     rows: int = 0
     row_type: str | None = None
     without_row: int = 0
@@ -116,7 +118,7 @@ def import_files(
             raise InputError(f"nothing of layout {layout.name} in {', '.join(map(str, sources))}; {what}")
         out.close()
     done.prompts, done.answers, done.without_scores = out.num_prompts, out.num_answers, out.without_scores
-    done.without_row = out.without_row
+    done.same_answers, done.without_row = out.num_same, out.without_row
     if out.rows is not None:
         done.rows, done.row_type = out.rows.num_rows, out.rows.row_type.__name__
     for name, missing in ((ROWS, not done.rows), (QUARANTINE, not done.refused)):
@@ -185,7 +187,7 @@ class _Output:
         self._known: set[int] = set()
         """Hashes of the answers that are written already."""
         self._samples: Counter[tuple[str, str]] = Counter()
-        self.num_prompts = self.num_answers = self.without_row = self.without_scores = 0
+        self.num_prompts = self.num_answers = self.num_same = self.without_row = self.without_scores = 0
 
     def add(self, example: Example) -> None:
         """Take an example. Raises Refused where it contradicts an earlier one or cannot be a row."""
@@ -262,6 +264,7 @@ class _Output:
         text = "\0".join((prompt.prompt_id, answer.model, answer.text))
         key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
         if key in self._known:
+            self.num_same += 1
             return
         self._known.add(key)
         place = (prompt.prompt_id, answer.model)

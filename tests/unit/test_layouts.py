@@ -927,6 +927,14 @@ def test_a_source_answer_to_avoid_that_is_preferred_leaves_the_row(tmp_path, cap
     assert "1 rows go without an answer to avoid that is also a preferred one" in capsys.readouterr().out
 
 
+def test_answers_that_come_again_are_counted(tmp_path, capsys):
+    pairs = [{"prompt": "q", "chosen": "a", "rejected": worse} for worse in ("b", "c", "b")]
+    done = import_rows([write_lines(tmp_path / "p.jsonl", *pairs)], "trl", tmp_path / "in")
+    assert (done.answers, done.same_answers) == (3, 3) and done.answers + done.same_answers == 2 * done.taken
+    assert "answers.jsonl (3 the same as an earlier one)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "in/import.json").read_text())["same_answers"] == 3
+
+
 def test_sets_widen_the_quadruples_before_them(tmp_path):
     quadruple = {"prompt": "q", "chosen": [A, B], "rejected": [C]}
     wide = {"prompt": "r", "chosen": [A, C, B], "rejected": [{"role": "assistant", "content": "no"}, C]}
