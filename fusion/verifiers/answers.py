@@ -8,8 +8,11 @@ Conventions, each looked for in the order that the config gives:
 
 - `boxed`: the last `\\boxed{}` or `\\fbox{}` whose braces close. Where one is open and none is closed, there is no answer at
   all: the response was cut in the middle of it.
-- `final`: what follows the last `#### `, `answer is`, `answer:`, `**Answer**` or `答案：`, up to the end of its sentence or line.
+- `final`: what follows the last `#### `, `answer is`, `answer:`, `**Answer**`, `<answer>` or `答案：`, up to the end of its
+  sentence or line.
 - `last_number`: the last number of the text; a guess, and off by default.
+
+What a model thinks, up to `</think>`, is no answer, nor is a thought that does not end.
 """
 
 import dataclasses
@@ -41,7 +44,7 @@ def find_answer(text: str, conventions: Sequence[Convention]) -> Found:
     Example: `find_answer("So 2+2 = 4. The answer is 4 apples.", ("boxed", "final")) == Found("4 apples")`.
     Reasons: `no_answer`, `unclosed_box`, `answer_too_long`, `odd_characters` (invisible ones, or digits of other scripts).
     """
-    text = _end_of(text)
+    text = _end_of(text).rpartition("</think>")[2].partition("<think>")[0]
     box = _last_box(text)
     if box is None and _OPEN_BOX.search(text):
         return Found("", "unclosed_box")
@@ -105,39 +108,72 @@ def _is_odd(char: str) -> bool:
 
 # Two backslashes: text that was escaped once more than it should be.
 _OPEN_BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
+_BETWEEN_BOXES = re.compile(r"[\s$]*(?:,|,?\s*\b(?:and|or)\b)[\s$]*(?:[A-Za-z]\s*=\s*)?")
+_JOINED_BOXES = 20
 _BRACES = re.compile(rf"{_OPEN_BOX.pattern}|\\.|[{{}}]", re.DOTALL)
 
 
 def _last_box(text: str) -> str | None:
-    """Return the content of the last box that closes, None without one; a box within it is unwrapped."""
-    open_braces: list[int | None] = []
-    """Where the content of a box starts; None for another brace."""
-    content = None
+    """Return the content of the last box that closes, None without one; a box within it is unwrapped.
+
+    Boxes with nothing but `and`, `or` or a comma between them are one list: `\\boxed{3}` or `x = \\boxed{-2}` is `3, -2`.
+    """
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    joined = [boxes[-1]]
+    for box in boxes[-2 : -_JOINED_BOXES - 1 : -1]:
+        if box.start > joined[0].start:
+            continue  # It is inside of that one.
+        if not _BETWEEN_BOXES.fullmatch(text, box.end + 1, joined[0].start):
+            break
+        joined.insert(0, box)
+    return ", ".join(_unwrapped(text[box.content : box.end].strip()) for box in joined)
+
+
+def _unwrapped(content: str) -> str:
+    inner = _last_box(content) if len(content) <= ANSWER_CHARS else None
+    return content if inner is None else inner
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Box:
+    """Where it starts, where its content does, and where that ends."""
+
+    start: int
+    content: int
+    end: int
+
+
+def _boxes(text: str) -> list[_Box]:
+    """Return the boxes that close, in the order of their ends."""
+    open_braces: list[tuple[int, int] | None] = []
+    """Where a box and its content start; None for another brace."""
+    boxes = []
     for match in _BRACES.finditer(text):
         token = match.group()
         if token == "}":
-            start = open_braces.pop() if open_braces else None
-            if start is not None:
-                content = (start, match.start())
+            starts = open_braces.pop() if open_braces else None
+            if starts is not None:
+                boxes.append(_Box(*starts, match.start()))
         elif token == "{":
             open_braces.append(None)
         elif "box" in token:
-            open_braces.append(match.end())
-    if content is None:
-        return None
-    inside = text[slice(*content)].strip()
-    inner = _last_box(inside) if len(inside) <= ANSWER_CHARS else None
-    return inside if inner is None else inner
+            open_braces.append((match.start(), match.end()))
+    return boxes
 
 
 # ---- what follows a phrase --------------------------------------------------------------------
 
 _MARKER = re.compile(
-    r"####[ \t]*(?=[-+$€£¥.\\({0-9])"
-    r"|\banswer\b(?:[ \t]+(?:to|for|of)\b[^.:\n]{0,80}?)?[*_ \t]*(?:\bis\b|\bwould be\b|\bshould be\b|[:：=])"
+    r"####[ \t]*[*_]*(?=[-+$€£¥.\\({0-9])"
+    r"|####[ \t]*(?=[*_A-Za-z][^\n]*\Z)"
+    r"|(?:\banswers?|\bcorrect (?:option|choice))\b(?:[ \t]+(?:to|for|of)\b[^.:\n]{0,80}?)?[*_ \t]*"
+    r"(?:\bis\b|\bare\b|\b(?:would|should|must) be\b|[:：=])"
+    r"|<answer>"
     r"|\banswer\b[*_ \t]*(?=\$|\\\(|\\\[)"
     r"|^[#*_ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[*_ \t]*$"
-    r"|答案(?:应?该?[是为])?[：:]?",
+    r"|答案(?:应?该?[是为选])?[：:]?|(?:答|故选)[：:]",
     re.IGNORECASE | re.MULTILINE,
 )
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
@@ -146,7 +182,20 @@ _MATH_SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$((?:\\\$|[
 _LIST_LINK = re.compile(r"\s*(?:,\s*(?:and|or)\b|,|\band\b|\bor\b)\s*(?=\$|\\\(|\\\[)")
 _NEGATION = re.compile(r"\bnot\b|n't\b|\bcannot\b|\bneither\b|不是", re.IGNORECASE)
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_SENTENCE_END = re.compile(r"(?<=[^\s.])[.?;。；](?=\s|\*|$)|[。；]|,\s+(?!(?:and|or)\b)(?=[a-z]{2,})|\s\((?=[a-z])")
+_SENTENCE_END = re.compile(
+    r"(?<=[^\s.])[.?;。；](?=\s|\*|$)|[。；]|，(?![0-9\s(-])|,\s+(?!(?:and|or)\b)(?=[a-z]{2,})|\s\((?=[a-z])|</answer>"
+    # What explains the answer, or says what it is not.
+    r"|(?<=[0-9}%$)A-Za-z])\s+(?:because|since|after|as)\b|\s\((?=[0-9][^()]*[*×=])|(?<=[0-9}%$])\s+of\s+(?:an?|the)\b"
+    r"|,?\s+(?:(?:and|but)\s+)?not\s+(?=[-$\\0-9])"
+)
+_BRACKETED = re.compile(r"(?<=[a-z]\s)[(\[][^()\[\]$]*[0-9][^()\[\]$]*,[^()\[\]$]*[)\]]$")
+# What stands before a number and makes another one of it, with or without words between.
+_CHANGED = re.compile(
+    r"^(?:sqrt|pi|log|ln|sin|cos|tan|exp)\b|^[A-Za-z]+[(^/*+]|^[A-Za-z]+\s[+*/^-]\s"
+    r"|\b(?:half|third|quarter|twice|double|triple|thrice|times|root|squared?|cubed?|factorial|logarithm|reciprocal|inverse"
+    r"|least|most|than|under|over|below|above|between|up to|modulo|remainder)\b[^0-9]*(?=[-.]?[0-9])",
+    re.IGNORECASE,
+)
 
 
 def _after_marker(text: str) -> str:
@@ -195,7 +244,15 @@ def _leading_math(rest: str) -> str:
 
 
 def _single_value(sentence: str) -> str:
-    """Return the value in `she has 12 apples` or `$x$ is $5$`; with several or none the sentence itself is what was said."""
+    """Return the value in `she has 12 apples` or `$x$ is $5$`; with several or none the sentence itself is what was said.
+
+    The sentence as well where the value is not the number in it: `half of 12`, `at least 12`, `sqrt(2)`.
+    """
+    sentence = re.sub(r"\b(?:negative|minus)\s+(?=[0-9.])", "-", sentence)
+    if _CHANGED.search(sentence):
+        return sentence
+    if pair := _BRACKETED.search(sentence):
+        return pair[0]
     spans = [next(group for group in found if group) for found in _MATH_SPAN.findall(sentence)]
     values = [
         span for span in spans if not re.fullmatch(r"\s*[A-Za-z](?:\([a-z]\))?\s*", span) and not _has_prose(span)

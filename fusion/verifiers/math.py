@@ -1,8 +1,8 @@
 """The math verifier: is the final answer of a response the gold answer? In the field's terms, a rule-based reward.
 
-Three steps, each in a file of its own. `answers.py` finds the answer in the text. `notation.py` brings it and the gold
-answer into one spelling, and settles plain numbers and texts by comparison. What is left needs algebra (is `\\sqrt{8}` the same
-as `2\\sqrt{2}`?), and is asked of math-verify 0.9 in a child process (`math_checker.py`, `math_child.py`).
+Four steps, each in a file of its own. `answers.py` finds the answer in the text. `notation.py` brings it and the gold
+answer into one spelling. `comparison.py` settles plain numbers and texts. What is left needs algebra (is `\\sqrt{8}` the same as
+`2\\sqrt{2}`?), and is asked of math-verify 0.9 in a child process (`math_checker.py`, `math_child.py`).
 
 A check that fails is an `error` and says nothing of the response: it must never become a score of 0.
 """
@@ -15,8 +15,9 @@ from fusion.config import Config
 from fusion.rows import Prompt, Verdict
 from fusion.verifiers.answers import Convention, find_answer, gold_answer
 from fusion.verifiers.common import Judgement
+from fusion.verifiers.comparison import align, settle, spell_beside, variants
 from fusion.verifiers.math_checker import MathChecker
-from fusion.verifiers.notation import align, settle, spell, variants
+from fusion.verifiers.notation import spell
 
 
 class MathVerifier(Config):
@@ -76,7 +77,7 @@ class MathJudge:
             reason = gold_found.reason or "no_answer"
             return Judgement(Verdict.error, "gold_unparsable", f"gold answer {_shown(prompt.reference)}: {reason}")
         found = find_answer(text, self._config.extraction)
-        answer = spell(found.text)
+        answer = spell_beside(gold, found.text)
         if not answer.text:
             return Judgement(Verdict.unparsable, found.reason or "no_answer")
         gold, answer = align(gold, answer)

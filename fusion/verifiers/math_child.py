@@ -184,7 +184,11 @@ def _parsed(text: str) -> Any:
     try:
         text = normalize_latex(text, how)
         value = latex2sympy(
-            text, is_real=not should_treat_as_complex(text), convert_degrees=False, normalization_config=None
+            text,
+            is_real=not should_treat_as_complex(text),
+            # Elsewhere degrees are a unit: `30^\\circ` is 30.
+            convert_degrees="circ" in text and any(name in text for name in ("\\sin", "\\cos", "\\tan")),
+            normalization_config=None,
         )
     except MemoryError:
         raise

@@ -26,9 +26,10 @@ from fusion.errors import StageError
 from fusion.rows import Prompt, Verdict
 from fusion.verifiers import math_checker
 from fusion.verifiers.answers import find_answer, gold_answer
+from fusion.verifiers.comparison import align, settle, variants
 from fusion.verifiers.math import MathJudge, MathVerifier
 from fusion.verifiers.math_checker import Reply
-from fusion.verifiers.notation import Spelling, align, settle, spell, variants
+from fusion.verifiers.notation import Spelling, spell
 
 REPOSITORY = Path(__file__).parents[2]
 QUESTIONS = REPOSITORY.parent / "shared/data/math.jsonl"

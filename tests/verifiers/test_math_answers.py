@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.verifiers.answers import ANSWER_CHARS, READ_CHARS, Found, find_answer, gold_answer
-from fusion.verifiers.notation import Spelling, align, plain_number, settle, spell, variants
+from fusion.verifiers.comparison import align, settle, variants
+from fusion.verifiers.notation import Spelling, spell
+from fusion.verifiers.units import plain_number
 
 DEFAULT = ("boxed", "final")
 # Pieces that the extraction looks for, put together at random, find more than random characters do.
