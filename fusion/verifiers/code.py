@@ -22,6 +22,7 @@ from fusion.verifiers.sandbox.outcomes import Result, one_line
 from fusion.verifiers.sandbox.processes import Level, LostError
 from fusion.verifiers.sandbox.runs import Runner
 
+_DEF = re.compile(r"\bdef\s+(\w+)")
 _SAYS_NOTHING = (Result.unverifiable, Result.infra_error)
 
 
@@ -124,15 +125,14 @@ class CodeJudge:
 
 
 def _helpers(functions: tuple[str, ...], prompt: Prompt) -> tuple[str, ...]:
-    """Return the functions of a program that tests may use: of a program with an entry point those that the prompt writes.
+    """Return the functions of a program that tests may use: those that the prompt writes.
 
     A program that brings a comparator of its own (`isclose`, where a test has forgotten to import it) would be given the
-    expected values, and have the last word.
+    expected values, and have the last word. Without an entry point it is the same: which of two names is the function and
+    which the comparator cannot be told from the tests.
     """
-    if prompt.entry_point is None:
-        return functions
-    asked = "\n".join(message.content for message in prompt.messages)
-    return tuple(name for name in functions if re.search(rf"\bdef\s+{re.escape(name)}\b", asked))
+    asked = set(_DEF.findall("\n".join(message.content for message in prompt.messages)))
+    return tuple(name for name in functions if name in asked)
 
 
 def _verdict(result: Result) -> Verdict:

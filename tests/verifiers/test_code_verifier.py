@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -570,6 +571,31 @@ def test_a_test_that_could_not_fail_says_nothing(judge: CodeJudge, hasty: CodeJu
     code = "def f(x):\n    return 3 if x == 1 else range(10**18)\ndef isclose(*a):\n    return True"
     said = (hasty if "sum" in test else judge).judge(prompt(test), code)
     assert (said.verdict, said.reason) == (Verdict.error, "unverifiable"), said
+
+
+@pytest.mark.parametrize("test", ["assert isclose(f(1), 5)", "assert f(1) == 2", "assert isclose(5)"])
+@pytest.mark.parametrize("asked", ["write f", "def isclosed(x) is there", "the function f(x), undef isclose"])
+def test_without_entry_point_only_the_prompt_names_functions(judge: CodeJudge, test: str, asked: str) -> None:
+    """Which of the names of a test is the function and which a comparator cannot be told."""
+    code = "def f(x): return 2\ndef isclose(*a): return True"
+    said = judge.judge(prompt(test, name=None, asked=asked), code)
+    assert (said.verdict, said.reason) == (Verdict.error, "unverifiable"), said
+
+
+def test_without_entry_point_the_functions_that_the_prompt_writes_are_called(judge: CodeJudge) -> None:
+    asked = "Complete:\ndef f(x):\n    ...\nasync def  g(x): ..."
+    code = "def f(x): return x + 1\ndef g(x): return f(x)"
+    assert judge.judge(prompt("assert f(1) == g(1) == 2", name=None, asked=asked), code).verdict is Verdict.correct
+    assert judge.judge(prompt("assert f(1) == g(1) == 3", name=None, asked=asked), code).verdict is Verdict.wrong
+
+
+def test_helpers_of_large_programs_are_found_in_long_prompts(judge: CodeJudge) -> None:
+    """The prompt is read once, not once for each function of the program."""
+    code = "".join(f"def a{i}():0\n" for i in range(17000)) + "def helper(x): return 2\n" + F
+    asked = "write f " * 25000 + "with def helper(x)"
+    begun = time.process_time()
+    assert judge.judge(prompt("assert f(2) == helper(1)", asked=asked), code).verdict is Verdict.correct
+    assert time.process_time() - begun < 2.0  # Of the judge's own process.
 
 
 @pytest.mark.parametrize(
