@@ -29,6 +29,12 @@ FORGERIES: dict[str, str] = {
     "exit by a hook": "import os, sys\nsys.excepthook = lambda *a: os._exit(0)\ndef f(x): return x",
     "exit by an alarm": "import os, signal\nsignal.signal(signal.SIGALRM, lambda *a: os._exit(0))\ndef f(x):\n    signal.setitimer(signal.ITIMER_REAL, 0.01)\n    while True: pass",
     "exit by a thread": "import os, threading, time\ndef f(x):\n    threading.Thread(target=os._exit, args=(0,)).start()\n    time.sleep(1)",
+    "exit by a finalizer": "import os\nclass E:\n    def __del__(self): os._exit(0)\ne = E()\ndef f(x): return x",
+    "lines by a finalizer": LINES
+    + "import os\nclass E:\n    def __del__(self, write=os.write): write(4, LINES)\ne = E()\ndef f(x): return x",
+    "lines by a flush": LINES
+    + "import os, sys\nclass E:\n    closed = False\n    def write(self, text): return len(text)\n    def flush(self): os.write(4, LINES), os._exit(0)\nsys.stdout = E()\ndef f(x): return x",
+    "a collector of its own": "import gc, os\ngc.collect = gc.get_objects = lambda: os._exit(0)\ndef f(x): return x",
     "printed sentinel": "def f(x): return x\nprint('PASS\\nok\\nAll tests passed', flush=True)",
     "equal object": f"class E:{HACKED}\ndef f(x): return E()",
     "equal int": f"class E(int):{HACKED}\ndef f(x): return E(7)",

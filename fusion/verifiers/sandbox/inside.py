@@ -14,18 +14,28 @@ Lines on the channel: out `{"ready": true}` once it is restricted; in a job with
 An error is `{"error": type, "text", "errno"}`.
 """
 
+import _sitebuiltins
 import atexit
+import builtins
+import contextlib
+import gc
+import io
+import linecache
 import os
 import random
 import sys
 import threading
 import traceback
 import types
+import weakref
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from fusion.verifiers.sandbox import asserts, source, values
 
 CHANNEL_FD = 4
+FILE = "program.py"
+"""What a program takes for its file; there is none, but its lines can be looked up."""
 MAX_TEXT = 500
 """Characters of an error's text that are passed on."""
 
@@ -59,7 +69,7 @@ def run() -> NoReturn:
     """Do what the first line says and end this process."""
     channel = Channel(CHANNEL_FD)
     channel.send({"ready": True})
-    sys.argv = ["program.py"]
+    sys.argv = [FILE]
     random.seed(0)  # The same program gives the same verdict tomorrow.
     job = channel.receive()
     match job.pop("role"):
@@ -79,14 +89,20 @@ def run() -> NoReturn:
 def _load(code: str, name: str) -> dict[str, Any]:
     """Run a program's text as a module of this name and return its globals."""
     module = types.ModuleType(name)
+    module.__file__ = FILE
     sys.modules[name] = module
-    exec(compile(code, "<program>", "exec", dont_inherit=True), module.__dict__)
+    linecache.cache[FILE] = (len(code), None, code.splitlines(keepends=True), FILE)  # No time: it is never read again.
+    for leave in ("exit", "quit"):  # What `site` adds, which the zygote does without.
+        setattr(builtins, leave, _sitebuiltins.Quitter(leave, "Ctrl-D (i.e. EOF)"))
+    builtins.help = _sitebuiltins._Helper()  # type: ignore[attr-defined]
+    exec(compile(code, FILE, "exec", dont_inherit=True), module.__dict__)
     return module.__dict__
 
 
 def _run_program(channel: Channel, job: dict[str, Any]) -> NoReturn:
     """Run a program as Python would run a script, to the flush of its output."""
     code, report = 0, {"exit": 0}
+    first = (sys.stdout, sys.stderr)
     try:
         _load(job["code"], "__main__")
     except SystemExit as leave:
@@ -94,16 +110,55 @@ def _run_program(channel: Channel, job: dict[str, Any]) -> NoReturn:
         report = {"exit": code}
     except BaseException as error:
         code, report = 1, describe(error)
+        linecache.cache.pop(FILE, None)  # So that the traceback has no lines of the program, which it did not print.
         traceback.print_exc()
     threading._shutdown()  # type: ignore[attr-defined]  # Waits for threads, as the interpreter does at its end.
     atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        code = code or 120
+    _flush_quietly(first)  # What was printed before `sys.stdout` was replaced comes first.
+    flushed = [_flush(getattr(sys, name, None)) for name in ("stdout", "stderr")]
+    sys.stdout, sys.stderr = first
+    with contextlib.suppress(MemoryError):  # A program that has used up its memory has the first flush only.
+        _flush_quietly(_open_writers())
+        _forget("__main__")
+    _flush_quietly(first)
     channel.send(report)
-    os._exit(code & 0xFF)
+    os._exit(code & 0xFF if code or all(flushed) else 120)
+
+
+def _flush(stream: Any) -> bool:
+    """Flush a stream as the interpreter does at its end; False when that fails. One that is closed has nothing left."""
+    try:
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
+    except BaseException:  # It may be of a class of the program's own.
+        traceback.print_exc()
+        return False
+    return True
+
+
+def _open_writers() -> list[Any]:
+    """Return all files that may hold text still; the collector, left to itself, may close what is beneath them first."""
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), io.TextIOWrapper | io.BufferedWriter)]
+
+
+def _flush_quietly(streams: Iterable[Any]) -> None:
+    """Flush streams that a program may have closed, detached or taken the descriptor of, which is no error at the end."""
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _forget(name: str) -> None:
+    """Let go of a module and all that it holds, so that finalizers are called, as at the end of Python."""
+    module = sys.modules.pop(name, None)
+    if not isinstance(module, types.ModuleType):
+        return  # The program has put something else there.
+    held, module = weakref.ref(module), None
+    gc.collect()  # Finalizers that this calls see the globals as they were.
+    if (module := held()) is not None:
+        for key in list(module.__dict__):
+            module.__dict__[key] = None
+        gc.collect()
 
 
 def _call_once(job: dict[str, Any]) -> dict[str, Any]:

@@ -66,8 +66,8 @@ class _Zygote:
                 # No site, no user site, no path of ours, nothing written; never a fork of this process, which has secrets.
                 [sys.executable, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", _START, level, *folders],
                 stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,  # Of the kind that programs have: Python remembers whether it can seek.
+                stderr=subprocess.STDOUT,
                 env=_ENVIRONMENT,
                 cwd="/",
                 close_fds=True,
@@ -92,7 +92,7 @@ class _Zygote:
         if data:
             return json.loads(data)
         self.process.kill()
-        _, printed = self.process.communicate()
+        printed, _ = self.process.communicate()
         self.end()
         said = printed.decode(errors="replace").strip().split("\n")[-1]
         raise StageError(f"the code sandbox did not start ({sys.executable}): {said or 'it ended without a word'}")
@@ -111,8 +111,8 @@ def _end_process(owner: int, control: socket.socket, process: subprocess.Popen) 
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    if process.stderr is not None:
-        process.stderr.close()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 class Sandbox:

@@ -162,8 +162,8 @@ def main(ceiling: str) -> None:
     Args:
         ceiling: the level to reach: `L3`, `L2` or `L1`. One that cannot be is refused, and the owner decides.
     """
-    control = socket.socket(fileno=_moved_up(0))  # Its place is taken by the null device, which standard output is.
-    os.dup2(1, 0)
+    control = socket.socket(fileno=_moved_up(0))
+    os.open(os.devnull, os.O_RDWR)  # Takes the place at 0.
     try:
         zygote, hello = _prepare(control, ceiling)
     except OSError as error:
