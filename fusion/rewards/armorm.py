@@ -27,6 +27,7 @@ refused; one that ends with an open assistant turn puts the last header behind t
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -145,13 +146,20 @@ def is_armorm(config: Mapping[str, Any]) -> bool:
 def objective_names(config: Mapping[str, Any], file: Path) -> tuple[str, ...]:
     """Return the names of the rewards: those of `id2label` where it names as many, else the published ones.
 
+    `LABEL_0`, which transformers writes where there are no names, is none.
+
     Raises:
-        ModelError: another number of rewards, and no names for them.
+        ModelError: `num_objectives` is no count, or another number of rewards, and no names for them.
     """
     count = config.get("num_objectives", len(OBJECTIVES))
-    names = list((config.get("id2label") or {}).values())
-    if len(names) == count and len(set(names)) == count:
-        return tuple(map(str, names))
+    if type(count) is not int or count < 1:
+        raise ModelError(f"{file}: num_objectives is {count!r}; it must be a whole number above 0")
+    # Keys are text in a file, and not always in the order of the rewards: "10" comes before "2".
+    named = {str(key): str(name) for key, name in (config.get("id2label") or {}).items()}
+    names = [named[str(place)] for place in range(count) if str(place) in named]
+    is_named = len(names) == len(named) == len(set(names)) == count
+    if is_named and not all(re.fullmatch(r"LABEL_[0-9]+", name) for name in names):
+        return tuple(names)
     if count == len(OBJECTIVES):
         return OBJECTIVES
     raise ModelError(f"{file}: num_objectives is {count}, and id2label does not name as many; add their names there")

@@ -134,9 +134,21 @@ def load_armorm(
         raise ModelError(f"{file}: {found} is not an ArmoRM, which is a {ARCHITECTURE}; write another type")
     if not isinstance(config, LlamaConfig):
         raise ModelError(f"{file}: model_type is {config.model_type}; an ArmoRM has the trunk of a llama")
-    if not getattr(config, "gating_temperature", 10) > 0:
-        raise ModelError(f"{file}: gating_temperature is {config.gating_temperature}; it must be above 0")
+    _check_gating(config, file)
     names = objective_names(facts, file)
     model: Any = load_weights(GatedRewardModel, folder, config, dtype=dtype).eval().to(device)
     head = GatedHead(model, names, opening)
     return Classifier.ready(model, head, folder=folder, tokens_per_forward=tokens_per_forward)
+
+
+def _check_gating(config: LlamaConfig, file: Path) -> None:
+    for name, usual, kinds, what in (
+        ("gating_temperature", 10, (int, float), "number"),
+        ("gating_hidden_dim", 1024, (int,), "whole number"),
+        ("gating_n_hidden", 3, (int,), "whole number"),
+    ):
+        value = getattr(config, name, usual)
+        if type(value) not in kinds:
+            raise ModelError(f"{file}: {name} is {value!r}; it must be a {what}")
+        if value < 0 or (value == 0 and name != "gating_n_hidden"):
+            raise ModelError(f"{file}: {name} is {value}; it must be above 0")

@@ -162,6 +162,7 @@ def test_only_the_heads_are_float32_in_half_precision(tmp_path):
     kinds = {name: weight.dtype for name, weight in reward._model._model.named_parameters()}
     heads = {name for name, dtype in kinds.items() if dtype == torch.float32}
     assert heads == {name for name in kinds if not name.startswith("model.")} and len(heads) == 11
+    assert reward._model.passes == "shared", "a prompt is encoded once for its responses"
     published = Published(folder, torch.float32, trunk=torch.bfloat16)
     asked = conversations()
     for messages, result in zip(asked, reward.score(asked), strict=True):

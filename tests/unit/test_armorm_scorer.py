@@ -80,7 +80,14 @@ def test_names_are_the_published_ones_unless_the_config_has_as_many():
     assert objective_names({"num_objectives": 2, "id2label": {"0": "kind", "1": "true"}}, file) == ("kind", "true")
     own = {str(i): f"n{i}" for i in range(19)}
     assert objective_names({"id2label": own}, file) == tuple(own.values())
-    for labels in ({"0": "LABEL_0"}, {"0": "a", "1": "a"}, None):
+    assert objective_names({"id2label": dict(sorted(own.items()))}, file) == tuple(own.values()), "10 comes after 9"
+    assert objective_names({"id2label": {str(i): f"LABEL_{i}" for i in range(19)}}, file) == OBJECTIVES
+    for count in ("19", 19.0, None, 0, True):
+        with pytest.raises(
+            ModelError, match=r"rm/config\.json: num_objectives is .*; it must be a whole number above 0"
+        ):
+            objective_names({"num_objectives": count}, file)
+    for labels in ({"0": "LABEL_0"}, {"1": "a", "2": "b"}, {"0": "a", "1": "a"}, None):
         with pytest.raises(
             ModelError, match=r"rm/config\.json: num_objectives is 2, and id2label does not name as many"
         ):
@@ -132,6 +139,14 @@ CONFIGS = {
     "a smaller gate": ({"gating_n_hidden": 2}, r"gating\.layers\.3\.bias, gating\.layers\.3\.weight belong to no part"),
     "another width": ({"gating_hidden_dim": 1024}, r"gating\.layers\.0\.bias, .* and 4 more have another shape"),
     "no temperature": ({"gating_temperature": 0}, r"config\.json: gating_temperature is 0; it must be above 0"),
+    "a temperature of text": (
+        {"gating_temperature": "10"},
+        r"config\.json: gating_temperature is '10'; it must be a number",
+    ),
+    "no width": (
+        {"gating_hidden_dim": None},
+        r"config\.json: gating_hidden_dim is None; it must be a whole number",
+    ),
     "no names": ({"num_objectives": 18}, "num_objectives is 18, and id2label does not name as many"),
     "another architecture": (
         {"architectures": ["LlamaForRewardModelWithGating31"]},
