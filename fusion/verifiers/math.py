@@ -33,6 +33,8 @@ class MathVerifier(Config):
     """Wall clock seconds for one comparison; a longer one is ended with its process and is an `error`."""
     memory_mb: int = Field(default=1024, ge=256)
     """Address space of the process that compares, in MiB."""
+    version: Literal[2] = 2
+    """Of the rules by which answers are read and compared: scores by other rules are not taken for those of these."""
 
     @property
     def label(self) -> str:
