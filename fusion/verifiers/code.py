@@ -2,11 +2,13 @@
 
 The program is found and checked in `sandbox/source.py`, run in `sandbox/runs.py`, and judged out here, where it has no
 say. The tests of a prompt are asserts, stdin and stdout, or calls (`sandbox/cases.py` lists them). Every test must pass; one that
-fails is enough to be wrong. Where the run says nothing of the program, the verdict is `error`, never `wrong`.
+fails is enough to be wrong, and after one that took all its time no other is run. Where the run says nothing of the
+program, the verdict is `error`, never `wrong`.
 """
 
 import dataclasses
 import re
+import time
 from typing import Literal
 
 from pydantic import Field
@@ -67,6 +69,7 @@ class CodeJudge:
     """
 
     def __init__(self, config: CodeVerifier) -> None:
+        self._timeout_s = config.timeout_s
         limits = Limits(
             timeout_s=config.timeout_s,
             memory_mb=config.memory_mb,
@@ -110,6 +113,7 @@ class CodeJudge:
         program = dataclasses.replace(program, functions=_helpers(program.functions, prompt))
         unknown = None
         for number, case in enumerate(cases, start=1):
+            begun = time.monotonic()
             outcome = self._runner.run(program, case, name)
             detail = one_line(f"test {number}: {outcome.detail}")
             judgement = Judgement(_verdict(outcome.result), str(outcome.result), detail)
@@ -117,6 +121,8 @@ class CodeJudge:
                 return judgement
             if judgement.verdict is Verdict.error:
                 unknown = unknown or judgement
+                if time.monotonic() - begun >= self._timeout_s:
+                    break  # The other tests would take as long, one after the other.
         return unknown or Judgement(Verdict.correct)
 
     def close(self) -> None:

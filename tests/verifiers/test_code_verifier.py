@@ -177,6 +177,15 @@ def test_every_test_must_pass_and_a_wrong_one_decides(judge: CodeJudge) -> None:
     assert said.detail.startswith("test 3: ")
 
 
+def test_the_first_test_that_takes_all_its_time_is_the_last(hasty: CodeJudge) -> None:
+    """Also where nobody can tell whose fault it is: a hundred such tests would hold the judge up for a hundred deadlines."""
+    begun = time.monotonic()
+    said = hasty.judge(prompt(*(f"assert sum(f({i})) == 1" for i in range(100))), "def f(x): return range(10**18)")
+    assert (said.verdict, said.reason) == (Verdict.error, "unverifiable")
+    assert said.detail.startswith("test 1: the test does not end")
+    assert time.monotonic() - begun < 10
+
+
 # ---- asserts across two processes -----------------------------------------------------------------
 
 
