@@ -88,6 +88,8 @@ def test_arguments_decide(machine: str) -> None:
         ("socketpair", 1, 1 | 0o2000000),
         ("sendto", 5, 1, 1, 0, 0, 0),
         ("clone", thread),
+        ("clone", thread | 0x400000),  # musl sets CLONE_DETACHED too.
+        *[("getsockopt", 5, 1, option, 1 << 40, 1 << 40) for option in (3, 4, 38, 39)],
     ]
     denied = [
         ("kill", OWN, 9),
@@ -110,6 +112,9 @@ def test_arguments_decide(machine: str) -> None:
         ("sendto", 5, 1, 1, 0, 1, 0),
         ("clone", 17),
         ("clone", 0),
+        *[("clone", thread & ~flag) for flag in (0x100, 0x400, 0x800, 0x10000)],  # VM, FILES, SIGHAND, THREAD.
+        *[("getsockopt", 5, 1, option) for option in (2, 7, 8, 17, 26, 31, 59, 76, 77)],  # SO_PEERPIDFD among them.
+        *[("getsockopt", 5, level, 4) for level in (0, 6, 41, 263, 0xFFFFFFFF)],
         *[
             ("clone", thread | flag)
             for flag in (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 1 << 28, 1 << 29, 1 << 30)

@@ -1,6 +1,6 @@
 """The seccomp filter: which system calls a program may make, as a BPF program that the kernel runs before each one.
 
-Default is EPERM. Another architecture, and x32 on x86_64, kill the process, since numbers mean other calls there. Eight
+Default is EPERM. Another architecture, and x32 on x86_64, kill the process, since numbers mean other calls there. Nine
 calls are let through by their arguments; only arguments in registers can be read, which is why `clone3` is absent.
 """
 
@@ -29,6 +29,9 @@ AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 1, 1, 0xF
 
 IOCTLS = (0x5401, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS (is it a terminal), FIONREAD, FIONBIO, FIONCLEX, FIOCLEX."""
+SOL_SOCKET = 1
+SOCKET_OPTIONS = (3, 4, 38, 39)
+"""SO_TYPE, SO_ERROR, SO_PROTOCOL, SO_DOMAIN."""
 FCNTLS = (0, 1, 2, 3, 4, 1030, 1032)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ."""
 NEW_NAMESPACES = (
@@ -41,6 +44,10 @@ NEW_NAMESPACES = (
     | kernel.CLONE_NEWPID
     | kernel.CLONE_NEWNET
 )
+
+THREAD = kernel.CLONE_VM | kernel.CLONE_FILES | kernel.CLONE_SIGHAND | kernel.CLONE_THREAD
+"""What a new task must share, all of it: one with a table of descriptors of its own has as many pipes and sockets as the whole
+process may have, and what they hold counts against no limit."""
 
 Instruction = tuple[int, int, int, int]
 """(operation, jump if true, jump if false, operand)."""
@@ -113,10 +120,11 @@ def _checks(own_pid: int) -> dict[str, list[Instruction]]:
             _low(0),
             (IF_ANY_BIT, 0, 1, NEW_NAMESPACES),
             _DENY,
-            (IF_ANY_BIT, 1, 0, kernel.CLONE_THREAD),
-            _DENY,
+            *_require(0, (THREAD,), THREAD),
             _PASS,
         ],
+        # Others name the process at the other end, and hand out a descriptor of it.
+        "getsockopt": [*_require(1, (SOL_SOCKET,)), *_require(2, SOCKET_OPTIONS), _PASS],
     }
 
 

@@ -15,7 +15,7 @@ ALLOWED = _names("""
     statx dup dup3 pipe2 open stat lstat access readlink pipe dup2
 
     ppoll pselect6 epoll_create1 epoll_ctl epoll_pwait eventfd2 poll select epoll_create epoll_wait eventfd
-    recvfrom shutdown getsockname getpeername getsockopt
+    recvfrom shutdown getsockname getpeername
 
     nanosleep clock_nanosleep getitimer setitimer gettimeofday clock_gettime clock_getres times time alarm pause
 
@@ -30,7 +30,7 @@ ALLOWED = _names("""
 """Allowed with any arguments, where the architecture has them: memory, open files (Landlock decides which can be opened,
 and RLIMIT_FSIZE lets none grow), waiting, time, own signals, own identity, threads."""
 
-CHECKED = _names("kill tgkill prlimit64 ioctl fcntl socketpair sendto clone")
+CHECKED = _names("kill tgkill prlimit64 ioctl fcntl socketpair sendto getsockopt clone")
 """Allowed with the arguments that `seccomp.py` lets through."""
 
 ABSENT = frozenset(("clone3", "openat2"))
