@@ -8,6 +8,8 @@
 Equal stages are one stage: two arms with the same selection share it, and what follows from it.
 """
 
+from collections.abc import Mapping
+
 from fusion.models import PinnedModel
 from fusion.pipeline.data import DataStages
 from fusion.pipeline.graph import Graph
@@ -43,6 +45,7 @@ def build(recipe: Recipe) -> Graph:
         data.split_by_pairs(recipe.split, training, sources)
 
     graph.selections["sft"] = data.select(recipe.sft, training, sources, None)
+    early = _early_selections(recipe, data, training, sources)
     graph.models["sft"] = trainings.sft("sft", recipe.sft, given["target"], graph.selections["sft"])
     own = None
     if any(arm.select.needs_own for arm in recipe.arms.values()):
@@ -50,7 +53,7 @@ def build(recipe: Recipe) -> Graph:
         answers = data.generate("sft", "sft", training, (target.sampling,), target.chat, side="preference")
         own = data.score("sft", training, answers)
     for name, arm in recipe.arms.items():
-        graph.selections[name] = data.select(arm, training, sources, own)
+        graph.selections[name] = early[name] if name in early else data.select(arm, training, sources, own)
         graph.models[name] = trainings.arm(name, arm, graph.selections[name])
 
     if recipe.evaluate and held_out:
@@ -58,6 +61,15 @@ def build(recipe: Recipe) -> Graph:
     if recipe.serve:
         graph.export = exported(graph, given, recipe.serve.arm)
     return graph
+
+
+def _early_selections(
+    recipe: Recipe, data: DataStages, training: Stage, sources: Mapping[str, Stage]
+) -> dict[str, Stage]:
+    """The selections of arms that need no own samples; stages run in the order of the graph, so a rule that leaves
+    nothing ends the run before the SFT model is trained and not after."""
+    arms = {name: arm for name, arm in recipe.arms.items() if not arm.select.needs_own}
+    return {name: data.select(arm, training, sources, None) for name, arm in arms.items()}
 
 
 def _sources_are_read(recipe: Recipe) -> bool:

@@ -18,6 +18,8 @@ from fusion.stages.tally import Tally
 
 VERSION = 2
 CHUNK_ROWS = 4096
+TOP_REASONS = 4
+"""Reasons that are named where a selection leaves nothing."""
 
 
 class SelectConfig(Config):
@@ -35,7 +37,7 @@ def run(ctx: StageContext) -> StageResult:
     """Inputs: `prompts`, `source_<name>` of each source, `own` for rules that need it (all ScoredResponse), and `split`.
 
     Raises:
-        InputError: the rule's side has no prompt, or the guard leaves no row.
+        InputError: the rule's side has no prompt, or the rule or the guard leaves no row.
         ArtifactError: an input's rows are not in the order of the prompts.
     """
     config: SelectConfig = ctx.config
@@ -70,7 +72,17 @@ def run(ctx: StageContext) -> StageResult:
         ctx.progress.advance(chunk.stop - chunk.start)
     for _ in outcomes:
         raise AssertionError("more groups than prompts")
+    if tally.num_rows == 0:
+        raise InputError(_nothing_left(ctx, len(asked), tally))
     return StageResult(rows_in=len(asked), notes={"rule": config.rule.type, **tally.notes()})
+
+
+def _nothing_left(ctx: StageContext, asked: int, tally: Tally) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in tally.drops().most_common(TOP_REASONS))
+    return (
+        f"{ctx.stage.label}: the rule leaves no row of {asked} prompts ({reasons}); loosen it; its "
+        "part-*.quarantine.jsonl have the reason of each prompt"
+    )
 
 
 def _outcomes(

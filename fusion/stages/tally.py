@@ -71,6 +71,15 @@ class Tally:
             self._tokens[role] += [len(s.response.token_ids) for s in responses if s.response.token_ids]
             self._characters[role] += [len(scored.response.text) for scored in responses]
 
+    @property
+    def num_rows(self) -> int:
+        """Rows counted so far."""
+        return sum(self._rows.values())
+
+    def drops(self) -> Counter[str]:
+        """Return how often each reason dropped a prompt, over all domains."""
+        return sum(self._drops.values(), Counter())
+
     def notes(self) -> dict[str, Any]:
         """Return the counts as plain JSON values.
 
@@ -82,13 +91,13 @@ class Tally:
         that of equal weights, and the mean number of members; else None) and `lengths` (role -> mean tokens, None
         where no answer has any, and mean characters of its responses). A row is won by the source of its first response: of several, the best.
         """
-        total = sum(self._rows.values())
+        total = self.num_rows
         won = {source: sum(wins[source] for wins in self._wins.values()) for source in self._sources}
         margins = np.array(self._margins)
         return {
             "wins": {source: {"count": n, "share": n / total if total else 0.0} for source, n in won.items()},
             "wins_by_domain": {d: {s: w[s] for s in self._sources} for d, w in sorted(self._wins.items())},
-            "drops": dict(sorted(sum(self._drops.values(), Counter()).items())),
+            "drops": dict(sorted(self.drops().items())),
             "drops_by_domain": {d: dict(sorted(n.items())) for d, n in sorted(self._drops.items())},
             "domains": {d: {"prompts": n, "rows": self._rows[d]} for d, n in sorted(self._prompts.items())},
             "datasets": dict(sorted(self._datasets.items())),

@@ -180,6 +180,25 @@ def test_every_loss_is_an_arm_and_has_a_reference_stage_only_if_it_needs_one(tmp
         assert bool(sources) == (select["type"] != "on_policy_pair" and select.get("of") != "own"), name
 
 
+def test_selections_without_own_samples_stand_before_the_first_training(tmp_path):
+    """Stages run in the order of the graph: a rule that leaves nothing is known before the SFT model is trained."""
+    names = ("simpo", "rloo", "rloo_plain", "ln_dpo")
+    arms = {
+        name: {"select": dict(ARMS[name][0]), "loss": ARMS[name][1], "learning_rate": 1e-6, "global_batch": 8, "max_length": 64}
+        for name in names
+    }  # fmt: skip
+    (tmp_path / "p.jsonl").touch()
+    prompts = [{"type": "jsonl", "path": str(tmp_path / "p.jsonl"), "domain": "math"}]
+    graph = build(load(tmp_path, {"arms": arms, "prompts": prompts}))
+    place = {stage: number for number, stage in enumerate(graph.stages)}
+    trained = place[graph.models["sft"]]
+    before = {name: place[graph.selections[name]] < trained for name in names}
+    assert before == {"simpo": True, "rloo": True, "rloo_plain": False, "ln_dpo": False}
+    assert list(graph.selections) == ["sft", *sorted(["wrpo", *names])]
+    for stage in graph.stages:
+        assert all(place[node] < place[stage] for node in stage.inputs.values() if node in place)
+
+
 @pytest.mark.parametrize("assignment", ["x", "=1", "a..b=1", "name.x=1"])
 def test_a_bad_assignment_is_refused(tmp_path, assignment):
     with pytest.raises(RecipeError, match=r"--set|unknown field"):

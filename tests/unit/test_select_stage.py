@@ -289,6 +289,16 @@ def test_a_guard_leaves_rows_out_with_their_reason_and_counts_them_by_domain(tmp
         run_select(tmp_path, Best(side="all"), prompts, {"a": sources["a"]}, guard=Guard(max_share=0.7))
 
 
+def test_a_rule_that_leaves_no_row_names_its_reasons(tmp_path):
+    prompts, sources, _, _ = world()
+    said = r"^select/same_source_pair: the rule leaves no row of 20 prompts \(below_margin 19, tie 1\); loosen it"
+    with pytest.raises(InputError, match=said) as caught:
+        run_select(tmp_path, SameSourcePair(min_margin=100), prompts, sources)
+    assert caught.value.exit_code == 2
+    with pytest.raises(InputError, match=said):  # all parts are there the second time, and the answer is the same
+        run_select(tmp_path, SameSourcePair(min_margin=100), prompts, sources)
+
+
 def test_weights_are_logged_as_entropy(tmp_path):
     prompts, sources, _, _ = world()
     done = run_select(tmp_path, WeightedAnswers(temperature=None, side="all"), prompts, sources)
