@@ -431,11 +431,16 @@ def test_responses_without_a_program(judge: CodeJudge, text: str, reason: str) -
         "```" * 80_000,
         "\ud800" * 1000,
         "```python\n" * 50_000,
+        "~" * 300_000 + "`",
+        "```" + " " * 300_000 + "`",
+        ("```python\n" + "a=1\n" * 60_000 + "```\n") * 16,
     ],
-    ids=["nested loops", "5 MB", "minus signs", "calls", "lines", "ticks", "surrogates", "fences"],
-)
+    ids=["nested loops", "5 MB", "minus signs", "calls", "lines", "ticks", "surrogates", "fences", "tildes", "spaces", "blocks"],
+)  # fmt: skip
 def test_hostile_responses_end_in_time(judge: CodeJudge, text: str) -> None:
+    begun = time.monotonic()
     assert judge.judge(prompt("assert f(1) == 1"), text).verdict in (Verdict.unparsable, Verdict.wrong)
+    assert time.monotonic() - begun < 10
     assert judge.judge(prompt("assert f(1) == 1"), F).verdict is Verdict.correct
 
 
@@ -453,6 +458,13 @@ def test_what_reading_dies_of_is_no_program(monkeypatch: pytest.MonkeyPatch, err
 
     monkeypatch.setattr(source, "fenced", fail)
     assert source.read(F, "f") == {"reason": "no_code", "detail": f"reading it ends with {error.__name__}"}
+
+
+def test_the_answer_of_a_long_response_is_among_the_blocks_that_are_parsed() -> None:
+    draft = "```python\n" + "a=1\n" * 60_000 + "```\n"
+    assert source.read(draft * 3 + f"```python\n{F}\n```", "f")["code"] == F
+    assert source.read(f"```python\n{F}\n```\n" + draft * 2, "f")["code"] == F
+    assert source.read("```python\n" + "x=1\n" * 60_000 + "```\n" + draft, "x")["reason"] == "no_entry_point"
 
 
 def test_longest_program_is_run_where_nothing_is_called() -> None:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_CODE = 256 * 1024
-"""Characters of a program; models write a few thousand."""
+"""Characters of a program, and of all the blocks of a response that are parsed; models write a few thousand."""
 
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^\n`]*)")
+_FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\n`]*+)")
+"""Possessive: a line of ticks or tildes that is no fence is given up at once, not tried at every length."""
 _PYTHON = re.compile(r"(?:py(?:thon)?[0-9.]*)?")
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -48,7 +49,7 @@ def read(text: str, name: str | None) -> dict[str, Any]:
 def _program(text: str, name: str | None) -> dict[str, Any]:
     text = text.replace("\r\n", "\n")
     blocks = fenced(text)
-    parsed = [(code, tree) for code in blocks or [text] if (tree := _parse(code)) is not None]
+    parsed = _parsed(blocks or [text])
     if not blocks:
         parsed = [(code, tree) for code, tree in parsed if _does_something(tree)]
     if not parsed:
@@ -88,10 +89,21 @@ def fenced(text: str) -> list[str]:
     return blocks
 
 
+def _parsed(blocks: list[str]) -> list[tuple[str, ast.Module]]:
+    """Return those blocks that are Python, with their trees; of more than `MAX_CODE` characters the last ones."""
+    parsed: list[tuple[str, ast.Module]] = []
+    left = MAX_CODE
+    for code in reversed(blocks):
+        if len(code) > left:
+            continue
+        left -= len(code)
+        if (tree := _parse(code)) is not None:
+            parsed.append((code, tree))
+    return parsed[::-1]
+
+
 def _parse(code: str) -> ast.Module | None:
-    """Return the tree of a text that Python compiles; None for one that is too long, nested too deeply, or no Python."""
-    if len(code) > MAX_CODE:
-        return None
+    """Return the tree of a text that Python compiles; None for one that is nested too deeply, or no Python."""
     try:
         tree = ast.parse(code)
         compile(code, "<program>", "exec", dont_inherit=True)
