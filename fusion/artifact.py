@@ -8,6 +8,7 @@ manifest, never from a glob, and compare sizes and digests before they believe i
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -176,8 +177,13 @@ def read_part(path: Path) -> pa.Table:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on a clean exit fsync it and rename it into place."""
-    temporary = _temporary(path)
+    """Give a temporary path beside `path`; on a clean exit fsync it and rename it into place.
+
+    Raises:
+        InputError: there can be no file in that place.
+    """
+    with usable(path):
+        temporary = _temporary(path)
     try:
         yield temporary
         fsync(temporary)
@@ -189,8 +195,36 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def try_writing(path: Path) -> None:
-    """Raise the OSError that `atomic_file` would raise; nothing is left but the folder of `path`."""
+    """Raise the OSError that ends `atomic_file`; nothing is left but the folder of `path`."""
     _temporary(path).unlink()  # modes do not tell it: root may do all, and a mount may be read-only
+
+
+UNUSABLE = frozenset(
+    {
+        errno.EACCES, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM,
+        errno.EROFS,
+    }
+)  # fmt: skip
+"""What the system says of a place where nothing can be made. A full or a failing disk is none of these: it was no mistake
+to name it."""
+
+
+@contextlib.contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Turn what the system says of a place where nothing can be made into an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        place = "" if error.filename in (None, str(path)) or ".tmp" in str(error.filename) else f"{error.filename}: "
+        raise InputError(f"{path} cannot be written ({place}{error.strerror}); name another place") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises InputError where there can be none."""
+    with usable(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -244,7 +244,7 @@ def run_stage(
     found = _finished(stage, path, inputs, repair=repair)
     if found is not None:
         return found, True
-    path.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path)
     with hold(path, resume_command) if stage.exclusive else contextlib.nullcontext():
         if stage.exclusive and (found := _finished(stage, path, inputs, repair=repair)) is not None:
             return found, True  # another driver finished it while we waited for the lease

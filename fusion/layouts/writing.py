@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fusion.artifact import atomic_file, fsync, write_json
+from fusion.artifact import atomic_file, fsync, usable, write_json
 from fusion.errors import InputError
 from fusion.layouts.files import DICT_FILE, STATE_FILE
 
@@ -147,8 +147,9 @@ def _folder(path: Path, schema: pa.Schema, splits: tuple[str, ...]) -> Iterator[
 
     `dataset_info.json` says no features: `datasets` then takes them from the Arrow schema, whatever its version.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    with usable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         with contextlib.ExitStack() as stack:
             sinks = {}
