@@ -18,7 +18,7 @@ from fusion.artifact import Quarantined, atomic_file, write_json
 from fusion.errors import InputError
 from fusion.layouts import layouts_of
 from fusion.layouts.checks import checked
-from fusion.layouts.example import Answer, Example, as_set, model_of, row_of
+from fusion.layouts.example import OTHER, Answer, Example, Kind, as_set, model_of, row_of
 from fusion.layouts.files import Found, read_records
 from fusion.layouts.form import Layout, given, shown
 from fusion.layouts.writing import beginning, is_ours, json_text
@@ -220,7 +220,8 @@ class _Output:
         self._take(row)
         self._seen[prompt_id] = number
         self._made |= {row_id} - {prompt_id}
-        self.without_scores += any(a.score is None for a in example.answers)
+        compared = example.kind is not Kind.sft  # an answer to imitate is set against no other
+        self.without_scores += compared and any(a.score is None for a in example.answers if a.role != OTHER)
 
     def _take(self, row: Any) -> None:
         if self.rows is None:

@@ -935,6 +935,13 @@ def test_answers_that_come_again_are_counted(tmp_path, capsys):
     assert json.loads((tmp_path / "in/import.json").read_text())["same_answers"] == 3
 
 
+def test_only_rows_that_compare_answers_say_which_is_better(tmp_path, capsys):
+    sft = import_rows([write_lines(tmp_path / "s.jsonl", {"messages": [Q, A]})], "trl", tmp_path / "sft")
+    assert (sft.rows, sft.without_scores) == (1, 0) and "only which answer is better" not in capsys.readouterr().out
+    pair = import_rows([write_lines(tmp_path / "p.jsonl", PUBLISHED["TRL, standard"][1])], "trl", tmp_path / "pair")
+    assert (pair.rows, pair.without_scores) == (1, 1) and "only which answer is better" in capsys.readouterr().out
+
+
 def test_sets_widen_the_quadruples_before_them(tmp_path):
     quadruple = {"prompt": "q", "chosen": [A, B], "rejected": [C]}
     wide = {"prompt": "r", "chosen": [A, C, B], "rejected": [{"role": "assistant", "content": "no"}, C]}
