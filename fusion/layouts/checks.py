@@ -5,12 +5,22 @@ published row is worth what a selected one is.
 """
 
 import dataclasses
+import re
 
 from fusion.layouts.example import OTHER, Answer, Example, Kind, is_scored
 from fusion.promptsets.records import Refused
 
 _SIDES = {Kind.pair: ("chosen", "rejected"), Kind.wrpo: ("target_chosen", "rejected")}
 """Roles of the two answers that a loss sets against each other."""
+
+_DOMAIN = re.compile(r"[^/\s\x00-\x1f]{1,64}")
+"""Names of domains that a recipe can say something of (`DomainName` in `fusion/recipe.py`)."""
+
+
+def check_domain(domain: str, called: str) -> None:
+    """Raise Refused for a domain that no recipe could name."""
+    if not _DOMAIN.fullmatch(domain):
+        raise Refused("bad_field", f"{called} {domain[:80]!r} must be 1 to 64 characters without white space and /")
 
 
 def checked(example: Example) -> Example:
@@ -20,8 +30,9 @@ def checked(example: Example) -> Example:
     `preference_set`.
 
     Raises:
-        Refused: empty_response; identical_text, for sides that are one text, and for a group whose best and worst are.
+        Refused: bad_field, for a domain; empty_response; identical_text, for sides that are one text, and for a group whose best and worst are.
     """
+    check_domain(example.prompt.domain, "domain")
     for answer in example.answers:
         if answer.role != OTHER and not answer.text.strip():
             raise Refused("empty_response", f"the answer in the role {answer.role} is empty")

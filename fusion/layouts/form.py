@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from fusion.layouts.example import FACTS, ROLES, Answer, Example, Kind
-from fusion.promptsets.records import MAX_CHARS, Refused, to_prompt
+from fusion.promptsets.records import MAX_CHARS, Refused, check_unicode, to_prompt
 from fusion.rows import Finish, Message, Verdict
 
 Record = dict[str, Any]
@@ -104,8 +104,8 @@ def _checked(column: str, fact: str, value: Any) -> Any:
         return value
     if not isinstance(value, str):
         raise Refused("bad_field", f"{column} is a {type(value).__name__}, not text")
-    if fact == "model" and (not value or len(value) > 256 or any(ord(c) < 32 for c in value)):
-        raise Refused("bad_field", f"{column} is empty, longer than 256 characters or holds control characters")
+    if fact == "model":
+        return as_model(value, column)
     words = {"verdict": Verdict, "finish_reason": Finish}.get(fact)
     if words is None:
         return value
@@ -113,6 +113,16 @@ def _checked(column: str, fact: str, value: Any) -> Any:
         return words(value)
     except ValueError:
         raise Refused("bad_field", f"{column} is {value[:64]!r}, not one of {', '.join(words)}") from None
+
+
+def as_model(value: Any, column: str) -> str:
+    """Return a column that names a model. Raises Refused."""
+    if not isinstance(value, str):
+        raise Refused("bad_field", f"{column} is a {type(value).__name__}, not text")
+    if not value or len(value) > 256 or any(ord(c) < 32 for c in value):
+        raise Refused("bad_field", f"{column} is empty, longer than 256 characters or holds control characters")
+    check_unicode(value)
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +181,12 @@ class Form:
         """
         messages, groups = self.read(record)
         answers = [a for held, said in zip(self.answers, groups, strict=True) for a in held.read(record, said)]
-        given = record.get("domain")
+        named = record.get("domain")
+        if named is not None and not isinstance(named, str):
+            raise Refused("bad_field", f"domain is a {type(named).__name__}, not text")
         fields = {name: record.get(name) for name in ("reference", "tests", "entry_point")}
         prompt_id = record.get("prompt_id") if record.get("prompt_id") is not None else record.get("id")
-        known = given if isinstance(given, str) and given else domain
-        prompt = to_prompt({"id": prompt_id, "messages": messages, **fields}, domain=known)
+        prompt = to_prompt({"id": prompt_id, "messages": messages, **fields}, domain=named or domain)
         dataset = record.get("dataset")
         if dataset is not None and not isinstance(dataset, str):
             raise Refused("bad_field", f"dataset is a {type(dataset).__name__}, not text")

@@ -8,10 +8,9 @@ written without it.
 """
 
 from fusion.layouts.example import Answer, Example, Kind
-from fusion.layouts.form import MESSAGES, TEXT, Form, Layout, Messages, Record
+from fusion.layouts.form import MESSAGES, TEXT, Form, Layout, Messages, Record, as_model
 from fusion.layouts.llama_factory import TURNS, read_conversations, turn, write_conversations
 from fusion.layouts.trl import IMITATED, SIDES, read_responses, write_responses
-from fusion.promptsets.records import Refused
 
 _SHARED = {"dataset": TEXT, "source_model": TEXT}
 
@@ -23,9 +22,8 @@ def _source(example: Example) -> Record:
 
 def _named(record: Record, groups: tuple[list[Answer], ...]) -> tuple[list[Answer], ...]:
     model = record.get("source_model")
-    if model is not None and not isinstance(model, str):
-        raise Refused("bad_field", f"source_model is a {type(model).__name__}, not text")
-    return tuple([Answer(answer.role, answer.text, model=model or None) for answer in group] for group in groups)
+    known = None if model is None or model == "" else as_model(model, "source_model")
+    return tuple([Answer(answer.role, answer.text, model=known) for answer in group] for group in groups)
 
 
 def _write_sft(example: Example) -> Record:

@@ -17,10 +17,10 @@ from typing import Any
 from fusion.artifact import Quarantined, atomic_file, write_json
 from fusion.errors import InputError
 from fusion.layouts import layouts_of
-from fusion.layouts.checks import checked
+from fusion.layouts.checks import check_domain, checked
 from fusion.layouts.example import OTHER, Answer, Example, Kind, as_set, model_of, row_of
 from fusion.layouts.files import Found, read_records
-from fusion.layouts.form import Layout, given, shown
+from fusion.layouts.form import Layout, as_model, given, shown
 from fusion.layouts.writing import beginning, is_ours, json_text
 from fusion.promptsets.records import Refused, content_digest
 from fusion.row_files import RowFile, read_rows
@@ -87,8 +87,10 @@ def import_files(
         split: of folders that hold several.
 
     Raises:
-        InputError: a file that cannot be read or holds no record of the layout, or a folder with something else in it.
+        InputError: a file that cannot be read or holds no record of the layout, a folder with something else in it, or a
+            domain or model that none can be called.
     """
+    _check_names(domain, model)
     _check_folder(folder)
     done = Imported(layout.name, folder)
     with (
@@ -131,6 +133,18 @@ def import_files(
 def _shown(detail: str) -> str:
     """Return a detail as it may go to a terminal: it can hold an id that a stranger made up."""
     return "".join(letter if letter.isprintable() else "?" for letter in detail)
+
+
+def _check_names(domain: str, model: str | None) -> None:
+    try:
+        check_domain(domain, "--domain")
+    except Refused as refused:
+        raise InputError(refused.detail) from None
+    try:
+        if model is not None:
+            as_model(model, "--model")
+    except Refused as refused:
+        raise InputError(f"{refused.detail}; name the model, or leave --model out") from None
 
 
 def _check_folder(folder: Path) -> None:

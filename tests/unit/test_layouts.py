@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from fusion.artifact import Artifact
 from fusion.errors import ArtifactError, InputError
@@ -27,7 +28,7 @@ from fusion.layouts.writing import json_text
 from fusion.promptsets.existing import ExistingAnswers
 from fusion.promptsets.files import JsonlFile
 from fusion.promptsets.records import Refused, content_digest, to_prompt
-from fusion.recipe import Recipe
+from fusion.recipe import DomainName, Recipe
 from fusion.row_files import count_rows, read_rows, row_type_of
 from fusion.rows import (
     TRAINING_ROWS,
@@ -491,6 +492,11 @@ BAD = {
     "history of threes": ("alpaca", {"instruction": "q", "output": "a", "history": [["a", "b", "c"]]}, "bad_field"),
     "system is a number": ("alpaca", {"instruction": "q", "output": "a", "system": 3}, "bad_field"),
     "source_model is a list": ("fusechat3", {"prompt": [Q], "chosen": [A], "rejected": [C], "source_model": []}, "bad_field"),
+    "source_model of two lines": (
+        "fusechat3", {"prompt": [Q], "chosen": [A], "rejected": [C], "source_model": "a\nb"}, "bad_field"
+    ),
+    "a model that is half a surrogate pair": ("trl", {"messages": [Q, A], "response_model": LONE}, "bad_unicode"),
+    "a domain that is a number": ("trl", {"messages": [Q, A], "domain": 7}, "bad_field"),
     "one chosen answer": ("wrpo", {"prompt": Q, "chosen": [A], "rejected": [C]}, "bad_field"),
     "no rejected answer": ("wrpo", {"prompt": Q, "chosen": [A, B], "rejected": []}, "bad_field"),
     "chosen is not among the answers": (
@@ -940,6 +946,33 @@ def test_only_rows_that_compare_answers_say_which_is_better(tmp_path, capsys):
     assert (sft.rows, sft.without_scores) == (1, 0) and "only which answer is better" not in capsys.readouterr().out
     pair = import_rows([write_lines(tmp_path / "p.jsonl", PUBLISHED["TRL, standard"][1])], "trl", tmp_path / "pair")
     assert (pair.rows, pair.without_scores) == (1, 1) and "only which answer is better" in capsys.readouterr().out
+
+
+NAMES = ["a b", "a/b", "a\nb", "x" * 65, "a\u2028b", "\x1b[2J"]
+
+
+@pytest.mark.parametrize("domain", NAMES)
+def test_domains_are_those_that_a_recipe_can_name(tmp_path, domain):
+    record = {"messages": [Q, A]}
+    assert not TypeAdapter(DomainName).validator.isinstance_python(domain)
+    source = write_lines(tmp_path / "s.jsonl", record, record | {"domain": domain}, record | {"domain": "x" * 64})
+    done = import_rows([source], "trl", tmp_path / "in")
+    assert (done.taken, dict(done.refused)) == (2, {"bad_field": 1})
+    with pytest.raises(
+        InputError, match=r"--domain '.+' must be 1 to 64 characters without white space and /"
+    ) as caught:
+        import_rows([source], "trl", tmp_path / "in", domain=domain)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("model", ["", "a\nb", "x" * 257])
+def test_a_model_has_a_name(tmp_path, model):
+    source = write_lines(tmp_path / "s.jsonl", {"messages": [Q, A]})
+    with pytest.raises(
+        InputError, match="--model is empty, longer than 256 characters or holds control characters; name"
+    ):
+        import_rows([source], "trl", tmp_path / "in", model=model)
+    assert not (tmp_path / "in").exists()
 
 
 def test_sets_widen_the_quadruples_before_them(tmp_path):
