@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fusion.errors import StageError
-from fusion.verifiers.sandbox import processes, runs, selftest
+from fusion.verifiers.sandbox import namespaces, processes, runs, selftest
 from fusion.verifiers.sandbox.cases import Asserts, Call, Case, Printing
 from fusion.verifiers.sandbox.limits import Limits
 from fusion.verifiers.sandbox.outcomes import Result
@@ -347,6 +347,32 @@ def test_nothing_leaks(level: processes.Level) -> None:
         assert "Z" not in map(state, children(zygote))
     runner.close()
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("level", ["L3", "L2"])
+def test_a_program_leaves_no_word_for_the_next(level: processes.Level) -> None:
+    """By the flags of a descriptor that both inherit; those of its own are new for each."""
+    seen = "import fcntl\nfor fd in range(64):\n    try: print(fd, fcntl.fcntl(fd, fcntl.F_GETFL))\n    except OSError: pass"
+    leave = (
+        "import fcntl\nfor fd in range(64):\n    try: fcntl.fcntl(fd, fcntl.F_SETFL, 0o6000)\n    except OSError: pass"
+    )
+    runner = started(level)
+    before = runner.probe(seen, Limits())[1]
+    assert before.startswith(b"0 ")
+    runner.probe(leave, Limits())
+    after = [runner.probe(seen, Limits())[1] for _ in range(2)]
+    runner.close()
+    assert after == [before, before]
+
+
+def test_users_of_zygotes_differ_where_process_ids_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers that map the same ids may both have a process 7."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    for span, lowest in ((range(1 << 32), 0x70000000), (range(65536), 32768), (range(1000, 1001), 1000)):
+        monkeypatch.setattr(namespaces, "mapped_uids", lambda span=span: span)
+        uids = {namespaces.unused_uid() for _ in range(20)}
+        assert len(uids) > 15 or len(span) == 1
+        assert all(uid in span and uid >= lowest for uid in uids)
 
 
 def test_running_twice_gives_the_same() -> None:

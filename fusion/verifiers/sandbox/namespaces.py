@@ -34,17 +34,27 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 
 def unused_uid() -> int:
-    """Return a user id that nobody has, another one for each process that asks, within what this container maps."""
-    own = os.getpid()
-    maps = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
-    start, _, count = max(maps, key=lambda entry: entry[2])
-    if start + count > UNUSED_UIDS.start + own:
-        return UNUSED_UIDS.start + own
-    candidate = start + count - 1 - own % 1000
+    """Return a user id that nobody has, another one for each process that asks, within what this container maps.
+
+    It is drawn by chance: containers that share the ids of their host have processes of the same numbers.
+    """
+    drawn = int.from_bytes(os.urandom(8), "little")
+    span = mapped_uids()
+    candidate = UNUSED_UIDS[drawn % len(UNUSED_UIDS)]
+    if candidate in span:
+        return candidate
+    candidate = span[-1 - drawn % max(1, len(span) // 2)]
     with contextlib.suppress(KeyError):
-        while candidate > start and pwd.getpwuid(candidate):
+        while candidate > span.start and pwd.getpwuid(candidate):
             candidate -= 1
     return candidate
+
+
+def mapped_uids() -> range:
+    """Return the longest run of user ids that exist in this container."""
+    maps = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    start, _, count = max(maps, key=lambda entry: entry[2])
+    return range(start, start + count)
 
 
 def drop_root() -> None:

@@ -44,9 +44,18 @@ WATCH_S = 0.02
 class Zygote:
     """The state of the process: what it puts on children, and which ones there are."""
 
-    def __init__(self, control: socket.socket, rules: int | None, num_tasks: int | None) -> None:
+    def __init__(
+        self, control: socket.socket, rules: int | None, num_tasks: int | None, *, by_descriptor: bool
+    ) -> None:
+        """Args:
+        control: socket of the owner.
+        rules: descriptor of the Landlock ruleset; None where there is none.
+        num_tasks: RLIMIT_NPROC of children; None where their user has other processes.
+        by_descriptor: children import through `LIBRARY_FD`.
+        """
         self._control = control
         self._rules = rules
+        self._by_descriptor = by_descriptor
         self._num_tasks = num_tasks
         self._pid, self._parent = os.getpid(), os.getppid()
         self._pids: dict[int, int] = {}
@@ -147,6 +156,8 @@ class Zygote:
         for number, descriptor in enumerate(streams):
             os.dup2(descriptor, number)
         os.dup2(channel, CHANNEL_FD)
+        if not self._by_descriptor:
+            os.close(LIBRARY_FD)  # All children would share its flags, by which one could leave word for the next.
         first_other = RULES_FD
         if self._rules is not None:
             os.dup2(self._rules, RULES_FD)
@@ -200,8 +211,9 @@ def _prepare(control: socket.socket, ceiling: str) -> tuple[Zygote, dict[str, An
         namespaces.drop_root()
     if ceiling == "L3":
         _enter_namespaces(control, libraries, shared_objects)
-    if ceiling == "L3" or os.access(libraries[0] / "os.py", os.R_OK):
-        os.dup2(0, LIBRARY_FD)  # It is not needed, and the tree could be walked from it.
+    by_descriptor = ceiling != "L3" and not os.access(libraries[0] / "os.py", os.R_OK)
+    if not by_descriptor:
+        os.dup2(0, LIBRARY_FD)  # It is not needed, and the tree could be walked from it; its place stays taken here.
     else:
         namespaces.reach_library(libraries[0], LIBRARY_FD)
     namespaces.drop_capabilities()
@@ -210,7 +222,8 @@ def _prepare(control: socket.socket, ceiling: str) -> tuple[Zygote, dict[str, An
     gc.collect()
     gc.freeze()
     num_tasks = limits.MAX_TASKS if private or ceiling == "L3" else None
-    return Zygote(control, rules, num_tasks), {"level": ceiling, "landlock": version if rules is not None else 0}
+    zygote = Zygote(control, rules, num_tasks, by_descriptor=by_descriptor)
+    return zygote, {"level": ceiling, "landlock": version if rules is not None else 0}
 
 
 def _enter_namespaces(control: socket.socket, libraries: list[Path], shared_objects: list[Path]) -> None:
