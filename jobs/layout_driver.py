@@ -184,11 +184,17 @@ def _print_import(console: Console, done: Imported) -> None:
     if done.rows:
         _line(console, "rows", f"{done.rows} {done.row_type} -> {done.folder / ROWS}")
         if done.without_row:
-            _line(console, "note", f"{done.without_row} records gave no row: prompts alone, or answers without scores")
+            _line(
+                console,
+                "note",
+                f"{done.without_row} records gave no row: prompts alone, or answers that no score compares",
+            )
     else:
         _line(console, "rows", "none: this layout sets no answer against another, or gives no score for each")
     if done.without_scores:
         _line(console, "note", f"{done.without_scores} rows say only which answer is better; their scores are 1 and 0")
+    if done.repeated:
+        _line(console, "note", f"{done.repeated} records say the same as an earlier one; they are kept")
     if done.narrowed:
         _line(console, "note", f"{done.narrowed} rows go without an answer to avoid that is also a preferred one")
     if done.refused:
@@ -196,4 +202,4 @@ def _print_import(console: Console, done: Imported) -> None:
 
 
 def _line(console: Console, name: str, text: str) -> None:
-    console.print(f"{name + ':':<12}{text}", highlight=False, markup=False)
+    console.print(f"{name + ':':<11} {text}", highlight=False, markup=False)

@@ -5,14 +5,17 @@ handed on as a `Refused`, so that it is counted and the others are read. Memory 
 of a JSON array of many gigabytes.
 """
 
+import contextlib
 import gzip
 import json
 import mmap
 import re
+import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,9 +78,26 @@ def _format(path: Path, head: bytes) -> Iterator[Found]:
             f"{path}: its name must end with .jsonl, .json, .parquet or .arrow (.gz after the first two), or it must be "
             "a folder of save_to_disk"
         )
-    if suffix == ".json" and not zipped and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-        return _json_array(path)
+    if suffix == ".json" and _begins_array(_unzipped(path, 4096) if zipped else head):
+        return _zipped_array(path) if zipped else _plain_array(path)
     return _json_lines(path, zipped=zipped)
+
+
+def _begins_array(head: bytes) -> bool:
+    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def _unzipped(path: Path, size: int) -> bytes:
+    with _whole_gzip(path), gzip.open(path) as file:
+        return file.read(size)
+
+
+@contextlib.contextmanager
+def _whole_gzip(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} is a damaged gzip file: {error}; copy it anew") from None
 
 
 # ---- JSON -------------------------------------------------------------------------------------
@@ -118,9 +138,23 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
 """A whole string, or a bracket outside of one; a quotation mark alone begins a string that never ends."""
 
 
-def _json_array(path: Path) -> Iterator[Found]:
+def _plain_array(path: Path) -> Iterator[Found]:
+    with path.open("rb") as file:
+        yield from _json_array(path, file)
+
+
+def _zipped_array(path: Path) -> Iterator[Found]:
+    """Yield the members of an array in a gzip file, by way of a file without a name: the array may not fit into memory."""
+    with tempfile.TemporaryFile() as file:
+        with _whole_gzip(path), gzip.open(path) as zipped:
+            shutil.copyfileobj(zipped, file)
+        file.flush()
+        yield from _json_array(path, file)
+
+
+def _json_array(path: Path, file: IO[bytes]) -> Iterator[Found]:
     """Yield the members of an array of objects, found by their brackets, so that one is parsed at a time."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         depth, number, start, end = 0, 0, 0, 0
         for token in _TOKEN.finditer(data):
             mark = token.group()[:1]
@@ -165,7 +199,9 @@ def _check_between(path: Path, text: bytes, number: int, *, closing: bool) -> No
 def _parquet(path: Path) -> Iterator[Found]:
     first = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS):
+        file = pq.ParquetFile(path)
+        _check_columns(path, file.schema_arrow)
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
             yield from _rows(path, first, batch)
             first += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: names of columns that are no text
@@ -176,12 +212,26 @@ def _arrow(path: Path) -> Iterator[Found]:
     first = 0
     try:
         with pa.OSFile(str(path), "rb") as source, pa.ipc.open_stream(source) as batches:
+            _check_columns(path, batches.schema)
             for batch in batches:
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     yield from _rows(path, first + start, batch.slice(start, BATCH_ROWS))
                 first += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a readable Arrow stream from row {first} on: {_first_line(error)}") from None
+
+
+def _check_columns(path: Path, fields: Iterable[pa.Field]) -> None:
+    """Raise InputError where two columns, or two fields of one, have the same name: a record could hold one of them."""
+    listed = list(fields)
+    for field in listed:
+        if [other.name for other in listed].count(field.name) > 1:
+            raise InputError(f"{path} has two columns {field.name[:80]!r}; rename one or leave it out")
+        kind = field.type
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        if pa.types.is_struct(kind):
+            _check_columns(path, kind.fields)
 
 
 def _rows(path: Path, first: int, batch: pa.RecordBatch) -> Iterator[Found]:

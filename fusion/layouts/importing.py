@@ -52,6 +52,8 @@ class Imported:
     """Answers that are the same as an earlier one of the same model to the same prompt, and not written again."""
     rows: int = 0
     row_type: str | None = None
+    repeated: int = 0
+    """Records that are taken and say what an earlier one says, word for word; they are kept, as selection keeps them."""
     without_row: int = 0
     """Records that are taken and give no row: prompts alone, and answers that nothing is compared with."""
     without_scores: int = 0
@@ -120,7 +122,7 @@ def import_files(
             raise InputError(f"nothing of layout {layout.name} in {', '.join(map(str, sources))}; {what}")
         out.close()
     done.prompts, done.answers, done.without_scores = out.num_prompts, out.num_answers, out.without_scores
-    done.same_answers, done.without_row = out.num_same, out.without_row
+    done.same_answers, done.repeated, done.without_row = out.num_same, out.num_repeated, out.without_row
     if out.rows is not None:
         done.rows, done.row_type = out.rows.num_rows, out.rows.row_type.__name__
     for name, missing in ((ROWS, not done.rows), (QUARANTINE, not done.refused)):
@@ -201,7 +203,11 @@ class _Output:
         self._known: set[int] = set()
         """Hashes of the answers that are written already."""
         self._samples: Counter[tuple[str, str]] = Counter()
-        self.num_prompts = self.num_answers = self.num_same = self.without_row = self.without_scores = 0
+        self._examples: set[int] = set()
+        """Hashes of the examples that are taken already."""
+        self.num_repeated = self.num_prompts = self.num_answers = self.num_same = self.without_row = (
+            self.without_scores
+        ) = 0
 
     def add(self, example: Example) -> None:
         """Take an example. Raises Refused where it contradicts an earlier one or cannot be a row."""
@@ -217,6 +223,9 @@ class _Output:
             self.num_prompts += 1
         for answer in example.answers:
             self._answer(prompt, answer)
+        said = _short_hash(repr(example))
+        self.num_repeated += said in self._examples
+        self._examples.add(said)
 
     def _row(self, example: Example) -> None:
         """Take the training row that an example is, under an id that no other row has. Raises Refused."""
@@ -276,8 +285,7 @@ class _Output:
     def _answer(self, prompt: Prompt, answer: Answer) -> None:
         """Write an answer, unless the same one of the same model was written before (rows of one prompt share some)."""
         assert answer.model is not None
-        text = "\0".join((prompt.prompt_id, answer.model, answer.text))
-        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+        key = _short_hash("\0".join((prompt.prompt_id, answer.model, answer.text)))
         if key in self._known:
             self.num_same += 1
             return
@@ -297,6 +305,10 @@ class _Output:
         if self.rows is not None:
             self._flush()
             self.rows.close()
+
+
+def _short_hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _prompt_record(prompt: Prompt) -> dict[str, Any]:

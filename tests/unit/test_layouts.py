@@ -629,6 +629,38 @@ def test_a_file_that_is_no_list_of_objects_is_refused_with_the_place(tmp_path, c
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_an_array_in_a_gzip_file_is_read_like_a_plain_one(tmp_path):
+    path = tmp_path / "train.json.gz"
+    path.write_bytes(gzip.compress(b'\xef\xbb\xbf [{"prompt": "a"}, [1], {"prompt": "b"}]'))
+    read = [value if isinstance(value, dict) else value.reason for _, value in read_records(path)]
+    assert read == [{"prompt": "a"}, "not_an_object", {"prompt": "b"}] and places(path) == ["0", "1", "2"]
+    path.write_bytes(gzip.compress(b'{"prompt": "a"}\n{"prompt": "b"}\n'))
+    assert places(path) == ["1", "2"]
+    path.write_bytes(gzip.compress(b"[" + b'{"prompt": "a"}, ' * 9000 + b'{"prompt": "b"}'))
+    with pytest.raises(InputError, match=r"train\.json\.gz is cut: the JSON array does not end after row 9001"):
+        list(read_records(path))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"train\.json\.gz is a damaged gzip file"):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_columns_of_one_name_are_told_in_one_line(tmp_path, suffix, nested):
+    both = pa.table([["q"], ["r"]], names=["prompt", "prompt"])
+    if nested:
+        turn = pa.StructArray.from_arrays([pa.array(["q"]), pa.array(["r"])], names=["prompt", "prompt"])
+        both = pa.table({"messages": pa.ListArray.from_arrays([0, 1], turn)})
+    path = tmp_path / f"twice{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(both, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, both.schema) as writer:
+            writer.write_table(both)
+    with pytest.raises(InputError, match=r"twice\.\w+ has two columns 'prompt'; rename one or leave it out"):
+        list(read_records(path))
+
+
 def test_lines_are_counted_and_bad_ones_are_rows_with_a_reason(tmp_path):
     path = tmp_path / "rows.jsonl"
     huge = b'{"prompt": "' + b"x" * (MAX_BYTES + 5) + b'"}'
@@ -844,7 +876,7 @@ def test_half_a_pair_is_quarantined_and_what_gives_no_row_is_counted(tmp_path, c
         pq.write_table(pa.Table.from_pylist(records), source)
     done = import_rows([source], "trl", tmp_path / "in")
     assert (done.taken, done.rows, done.without_row, dict(done.refused)) == (2, 1, 1, {"missing_side": 2})
-    assert "1 records gave no row: prompts alone, or answers without scores" in capsys.readouterr().out
+    assert "1 records gave no row: prompts alone, or answers that no score compares" in capsys.readouterr().out
     assert [line["detail"] for line in lines_of(tmp_path / "in/quarantine.jsonl")] == [
         "chosen is there and rejected is null; a pair needs both, other rows neither",
         "rejected is there and chosen is null; a pair needs both, other rows neither",
@@ -973,6 +1005,28 @@ def test_a_model_has_a_name(tmp_path, model):
     ):
         import_rows([source], "trl", tmp_path / "in", model=model)
     assert not (tmp_path / "in").exists()
+
+
+def test_records_that_come_again_are_kept_and_counted(tmp_path, capsys):
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    source = write_lines(tmp_path / "p.jsonl", pair, pair | {"rejected": "c"}, pair, pair | {"weight": 0.5})
+    done = import_rows([source], "trl", tmp_path / "in")
+    assert (done.rows, done.repeated) == (4, 1)
+    assert "1 records say the same as an earlier one; they are kept" in capsys.readouterr().out
+    done = import_rows([source, source], "trl", tmp_path / "in")
+    assert (done.rows, done.repeated, done.prompts) == (8, 5, 1)
+    assert json.loads((tmp_path / "in/import.json").read_text())["repeated"] == 5
+
+
+def test_names_of_what_is_printed_stand_apart(tmp_path, capsys):
+    source = write_lines(tmp_path / "p.jsonl", PUBLISHED["TRL, unpaired"][1] | {"completion_score": 1})
+    import_rows([source], "trl_unpaired", tmp_path / "in")
+    one = {"prompt": "q", "generations": ["a", "b"], "ratings": [1, 0], "generation_verdicts": ["correct", "wrong"]}
+    import_rows([write_lines(tmp_path / "d.jsonl", one)], "distilabel", tmp_path / "groups")
+    capsys.readouterr()
+    export_rows([tmp_path / "groups"], "trl_unpaired", tmp_path / "u.jsonl")
+    lines = capsys.readouterr().out.splitlines()
+    assert f"trl_unpaired: {tmp_path / 'u.jsonl'}" in lines[2] and lines[1].startswith("examples:   1 examples in")
 
 
 def test_sets_widen_the_quadruples_before_them(tmp_path):
