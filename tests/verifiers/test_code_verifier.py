@@ -360,6 +360,24 @@ NESTED = [
 """Programs whose entry point is in a statement of the top level, not beside them."""
 
 
+WITH_FENCES = [
+    'def f(x):\n    """Same.\n\n    ```\n    f(1)\n    ```\n    """\n    return x',
+    'def f(x):\n    """Same.\n\n    ```python\n    f(1)\n    ```\n    """\n    return x',
+    'def f(x):\n    s = """a\n   \n\t\nb"""\n    return s',
+    'def f(x):\n    s = """a\n  b"""\n    return s',
+]
+"""Programs whose text has to stay as it is, lines in it that look like fences too."""
+INFOS = [
+    "python:solution.py",
+    "python,editable",
+    "{.python}",
+    "{.python .numberLines}",
+    "python{1,3}",
+    "python=",
+    "ipython3",
+]
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -391,6 +409,21 @@ NESTED = [
         ("if True:\n    def f(x): return x", "if True:\n    def f(x): return x"),
         ("from math import sqrt as f", "from math import sqrt as f"),
         *((code, code) for code in NESTED),
+        *((f"```python\n{code}\n```", code) for code in WITH_FENCES),
+        *((f"```{info}\n{F}\n```", F) for info in INFOS),
+        (f"```markdown\n# Answer\n```python\n{F}\n```\n```", F),
+        (f"````markdown\n# Answer\n```python\n{F}\n```\n````\nDone.", F),
+        (f"```md\n```python\n{F} + 1\n```\n```\nBetter:\n```python\n{F}\n```", F),
+        (f"~~~markdown\n```\n{F}\n```\n~~~\n```bash\nls\n```", F),
+        (f"<think>maybe\n```python\n{F} - 1\n</think>\n```python\n{F}\n```", F),
+        (f"maybe\n```python\n{F} - 1</think>```python\n{F}\n```\nI left out `</think>`.", F),
+        (f"<think>\n```\n</think>\n<think>~~~\n</think>{F}", F),
+        ("```python\nf = '</think>'.strip\n```", "f = '</think>'.strip"),
+        (f"```python\n{F}\n```.\nDone", F),
+        (f"```python\n{F}\n``` \n```\nf = lambda x: 1\n```!", "f = lambda x: 1"),
+        (f"\ufeff{F}", F),
+        (f"\ufeff```python\n{F}\n```", F),
+        (f"```python\n\ufeff{F}\n```", F),
     ],
 )
 def test_program_of_a_response(text: str, found: str) -> None:
@@ -404,6 +437,10 @@ def test_program_of_a_response(text: str, found: str) -> None:
         ("Sorry, I cannot.", "no_code"),
         ("Sorry", "no_code"),
         ("```python\ndef f(x:\n```", "no_code"),
+        ("```python\n\n```", "no_code"),
+        ("```{.bash}\nf = 1\n```", "no_code"),
+        (f"<think>\n```python\n{F}\n```\n</think>\nI cannot.", "no_code"),
+        ("```markdown\nf = 1\n```", "no_code"),
         ("```java\nint f(int x) { return x; }\n```", "no_code"),
         ("def f(x): return '\0'", "no_code"),
         ("def f(x): return " + "(" * 5000 + "1" + ")" * 5000, "no_code"),
@@ -465,6 +502,14 @@ def test_the_answer_of_a_long_response_is_among_the_blocks_that_are_parsed() -> 
     assert source.read(draft * 3 + f"```python\n{F}\n```", "f")["code"] == F
     assert source.read(f"```python\n{F}\n```\n" + draft * 2, "f")["code"] == F
     assert source.read("```python\n" + "x=1\n" * 60_000 + "```\n" + draft, "x")["reason"] == "no_entry_point"
+
+
+def test_indentation_of_a_block_is_cut_where_all_lines_have_it() -> None:
+    code = 'def f(x):\n    s = """a\n   \n  b"""\n    return s'
+    text = "\n".join("  " + line for line in ["```python", *code.split("\n"), "```"])
+    assert source.read(text, "f")["code"] == code
+    assert source.read("```python\n  def f(x):\n\n \n   return x\n```", "f")["code"] == "def f(x):\n\n\n return x"
+    assert source.read("```python\n\tf = 1\n\tx = 2\n```", "f")["code"] == "f = 1\nx = 2"
 
 
 def test_longest_program_is_run_where_nothing_is_called() -> None:

@@ -5,18 +5,27 @@ every text. Nothing of the response is executed here.
 """
 
 import ast
+import os.path
 import re
-import textwrap
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_CODE = 256 * 1024
 """Characters of a program, and of all the blocks of a response that are parsed; models write a few thousand."""
 
-_FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\n`]*+)")
+_FENCE = re.compile(r"([ \t]*+)(`{3,}+|~{3,}+)[ \t]*+([^\n`]*+)")
 """Possessive: a line of ticks or tildes that is no fence is given up at once, not tried at every length."""
-_PYTHON = re.compile(r"(?:py(?:thon)?[0-9.]*)?")
+_CLOSING = re.compile(r"[\s.,;:!]*+")
+"""What may follow the marks of a closing fence: the full stop of a sentence that the block is in."""
+_CUTS = re.compile(r"[\s:,{}=]")
+"""End of the language: ```` ```python:a.py ````, ```` ```python,editable ````, ```` ```python{1,3} ````."""
+_PYTHON = re.compile(r"(?:i?py(?:thon)?[0-9.]*)?")
+_MARKDOWN = ("markdown", "md")
+_THOUGHT = re.compile(r"</think>(?!['\"\\{]|`(?!``))")
+"""Where the thoughts end; one that quotes or ticks follow is in a program, or spoken of."""
+_MARK = "\ufeff"
+"""Byte order mark, with which some texts begin."""
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -47,7 +56,7 @@ def read(text: str, name: str | None) -> dict[str, Any]:
 
 
 def _program(text: str, name: str | None) -> dict[str, Any]:
-    text = text.replace("\r\n", "\n")
+    text = _answer(text.replace("\r\n", "\n"))
     blocks = fenced(text)
     parsed = _parsed(blocks or [text])
     if not blocks:
@@ -65,28 +74,68 @@ def _program(text: str, name: str | None) -> dict[str, Any]:
     return {"reason": "no_entry_point", "detail": f"{name} is not defined"}
 
 
+def _answer(text: str) -> str:
+    """Return a response without the thoughts before it, in which fences are often left open."""
+    ends = [match.end() for match in _THOUGHT.finditer(text)]
+    return text[ends[-1] if ends else 0 :].removeprefix(_MARK)
+
+
+class _Fence(NamedTuple):
+    """A line that opens or closes a block."""
+
+    indent: int
+    marks: str
+    info: str
+
+    @property
+    def language(self) -> str:
+        """Example: `python` for "```python", "```python:a.py" and "```{.python}"."""
+        return _CUTS.split(self.info.lstrip("{. "), maxsplit=1)[0].lower()
+
+    def closes(self, opening: "_Fence") -> bool:
+        """Tell the end of a block from a line in it; a docstring may have a block of its own, further in."""
+        same = self.marks.startswith(opening.marks) and self.indent <= opening.indent + 3
+        return same and _CLOSING.fullmatch(self.info) is not None
+
+
 def fenced(text: str) -> list[str]:
     """Return the Python blocks of a text in their order; a last one that is never closed goes to the end.
 
+    Those within a block of Markdown count too; those without a program in them do not.
+
     Example: the blocks of "Sure:\\n```python\\nx = 1\\n```" are ["x = 1"].
     """
-    blocks: list[str] = []
-    lines: list[str] | None = None
-    fence, language = "", ""
+    blocks: list[tuple[_Fence, list[str]]] = []
+    opening: _Fence | None = None
+    markdown: _Fence | None = None
     for line in text.split("\n"):
         match = _FENCE.fullmatch(line)
-        if lines is None:
-            if match:
-                lines, fence, language = [], match[1], match[2].strip().partition(" ")[0].lower()
-        elif match and match[1].startswith(fence) and not match[2].strip():
-            if _PYTHON.fullmatch(language):
-                blocks.append(textwrap.dedent("\n".join(lines)))
-            lines = None
-        else:
-            lines.append(line)
-    if lines is not None and _PYTHON.fullmatch(language):
-        blocks.append(textwrap.dedent("\n".join(lines)))
-    return blocks
+        fence = _Fence(len(match[1].expandtabs(4)), match[2], match[3]) if match else None
+        if opening is not None:
+            if fence and fence.closes(opening):
+                opening = None
+            else:
+                blocks[-1][1].append(line)
+        elif fence is not None:
+            if markdown and fence.closes(markdown):
+                markdown = None
+            elif fence.language in _MARKDOWN:
+                markdown = fence
+            else:
+                opening = fence
+                blocks.append((opening, []))
+    codes = [_dedented(lines).removeprefix(_MARK) for fence, lines in blocks if _PYTHON.fullmatch(fence.language)]
+    return [code for code in codes if code.strip()]
+
+
+def _dedented(lines: list[str]) -> str:
+    """Return the lines of a block without the indentation that all of them have; blank lines have any.
+
+    `textwrap.dedent` would empty the blank lines, which in a text over several lines are part of the program.
+    """
+    indents = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
+    width = len(os.path.commonprefix(indents))
+    return "\n".join(line[width:] for line in lines)
 
 
 def _parsed(blocks: list[str]) -> list[tuple[str, ast.Module]]:
