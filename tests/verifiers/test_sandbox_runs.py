@@ -6,8 +6,9 @@ import pytest
 
 from fusion.verifiers.sandbox.cases import Asserts, Call, Case, Printing
 from fusion.verifiers.sandbox.limits import Limits
-from fusion.verifiers.sandbox.outcomes import Result
+from fusion.verifiers.sandbox.outcomes import PASS, Result
 from fusion.verifiers.sandbox.runs import Program, Runner
+from fusion.verifiers.sandbox.values import written
 
 ASSERTS, CALL, PRINTING = Asserts("assert f(21) == 42"), Call([21], {}, 42), Printing("21\n", "42\n")
 CASES = [ASSERTS, CALL, PRINTING]
@@ -36,3 +37,98 @@ def test_signals_without_a_name_have_a_number(runner: Runner, case: Case) -> Non
     at_once = "f(1)" if case is PRINTING else ""
     outcome = runner.run(Program(f"import os\ndef f(x): os.kill(os.getpid(), 40)\n{at_once}", ("f",)), case, "f")
     assert (outcome.result, outcome.detail) == (Result.runtime_error, "ended by signal 40")
+
+
+GROUP = "def f(x): raise ExceptionGroup('two', [ValueError(x), ExceptionGroup('one', [KeyError('k')])])"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "try:\n    f(1)\n    assert False\nexcept* ValueError as g:\n    assert g.exceptions[0].args == (1,)\nexcept* KeyError: pass",
+        "try:\n    f(1)\n    assert False\nexcept ExceptionGroup as g:\n    assert g.message == 'two' and g.exceptions[1].exceptions[0].args == ('k',)",
+        "r = None\ntry: r = f(1)\nexcept Exception: pass\nassert r is None",
+    ],
+)
+def test_groups_of_exceptions_are_carried(runner: Runner, test: str) -> None:
+    assert runner.run(Program(GROUP, ("f",)), Asserts(test), "f") == PASS
+    odd = "class Odd(ExceptionGroup): pass\n" + GROUP.replace("ExceptionGroup(", "Odd(")
+    assert runner.run(Program(odd, ("f",)), Asserts(test), "f") == PASS
+    assert runner.run(Program("def f(x): return x", ("f",)), Asserts(test), "f").result is Result.wrong_answer
+
+
+def test_a_group_that_a_test_does_not_expect_is_the_programs(runner: Runner) -> None:
+    outcome = runner.run(Program(GROUP, ("f",)), Asserts("try: f(1)\nexcept ValueError: pass"), "f")
+    assert outcome.result is Result.runtime_error
+    assert "two (2 sub-exceptions)" in outcome.detail
+
+
+@pytest.mark.parametrize("error", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
+@pytest.mark.parametrize(
+    "test",
+    [
+        "try:\n    f(1)\n    assert False\nexcept {}: pass",
+        "try:\n    f(1)\n    assert False\nexcept BaseException as e:\n    assert type(e).__name__ == '{}'",
+        "import unittest\nwith unittest.TestCase().assertRaises({}): f(1)",
+        "import unittest\nunittest.TestCase().assertRaises({}, f, 1)",
+    ],
+)
+def test_a_test_that_expects_the_end_of_a_loop_says_nothing(runner: Runner, error: str, test: str) -> None:
+    """Raised in the test it could end a loop there as if all had been looked at, so it is not."""
+    program = Program(f"def f(x): raise {error}", ("f",))
+    assert runner.run(program, Asserts(test.format(error)), "f").result is Result.unverifiable
+    without = Asserts("assert all(f(x) for x in (1, 2))")
+    assert runner.run(program, without, "f").result is Result.runtime_error
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def f(x): return (x, 42)", "f returned (21, 42), expected [21, 42]"),
+        ("def f(x): return {'a': {x}, 2: ()}", "f returned {'a': {21}, 2: ()}, expected [21, 42]"),
+        ("def f(x): return [(x,), set(), 1e400, 2**70, b'a', None, True]", "f returned [(21,), set(), inf, 0x400000000000000000, bytes.fromhex('61'), None, True], expected [21, 42]"),
+        ("def f(x): return __import__('collections').Counter('a')", "f returned Counter({'a': 1}), expected [21, 42]"),
+        ("def f(x): return __import__('collections').deque('a')", "f returned deque(['a']), expected [21, 42]"),
+        ("def f(x): return frozenset('a')", "f returned frozenset({'a'}), expected [21, 42]"),
+        ("def f(x): return __import__('decimal').Decimal('1.10')", "f returned Decimal('1.10'), expected [21, 42]"),
+        ("def f(x): return range(3)", "f returned range(0x0, 0x3, 0x1), expected [21, 42]"),
+    ],
+)  # fmt: skip
+def test_values_are_shown_as_python_writes_them(runner: Runner, code: str, said: str) -> None:
+    assert runner.run(Program(code, ("f",)), Call([21], {}, [21, 42]), "f").detail == said
+
+
+def test_values_of_any_size_are_shown_by_their_beginning(runner: Runner) -> None:
+    for value in ("[[x] * 9] * 9999", "'x' * 99999", "{n: 'y' * 99 for n in range(999)}"):
+        detail = runner.run(Program(f"def f(x): return {value}", ("f",)), Call([21], {}, [21, 42]), "f").detail
+        assert detail.endswith("…, expected [21, 42]")
+        assert len(detail) < 200
+
+
+@pytest.mark.parametrize(
+    "tree", [["tuple", 3], ["list"], ["dict", None, [1]], ["x", {}], [], [[["list", None, 1]]], {"a": 1}]
+)
+def test_trees_that_are_none_are_shown_too(tree: object) -> None:
+    assert written(tree)
+
+
+def test_a_deep_tree_is_shown() -> None:
+    tree: list = []
+    for _ in range(900):
+        tree = ["list", None, [tree]]
+    assert "…" in written(tree)
+
+
+def test_a_test_that_does_not_end_names_its_deadline() -> None:
+    runner = Runner(Limits(timeout_s=0.4))
+    endless = runner.run(Program("def f(x): return x", ("f",)), Asserts("f(1)\nwhile True: pass"), "f")
+    left = runner.run(Program("def f(x): return x", ("f",)), Asserts("f(1)\nimport os\nos._exit(3)"), "f")
+    runner.close()
+    assert (endless.result, endless.detail) == (Result.unverifiable, "the test does not end within 0.4 s")
+    assert (left.result, left.detail) == (Result.unverifiable, "the test ends without a verdict: exit code 3")
+
+
+def test_a_signal_of_its_own_is_not_called_a_system_call(runner: Runner) -> None:
+    outcome = runner.run(Program("import os\nos.kill(os.getpid(), 31)", ()), PRINTING, None)
+    assert outcome.result is Result.sandbox_denied
+    assert outcome.detail == "ended by SIGSYS: by a system call of another architecture, or by its own hand"

@@ -50,6 +50,8 @@ class Session:
         self.raised: list[tuple[BaseException, dict[str, Any]]] = []
         """Exceptions of the program that were raised again in the test, with the program's report of each."""
         self.fault: tuple[str, str] | None = None
+        self.catches = False
+        """The test has something to catch exceptions with."""
 
     def stand_in(self, name: str) -> Callable[..., Any]:
         """Return the function that calls the program's function of this name."""
@@ -92,7 +94,10 @@ class Session:
             self.raised.append((error, answer["raised"]))
         if isinstance(error, StopIteration | StopAsyncIteration | GeneratorExit):
             # It would end a loop of the test, `all(map(f, …))` for one, as if all had been looked at.
-            self.end("runtime_error", f"{name} raised {type(error).__name__}")
+            said = f"{name} raised {type(error).__name__}"
+            if self.catches:
+                self.end("unverifiable", f"{said}, which the test may expect and cannot be raised in it")
+            self.end("runtime_error", said)
         return result, error
 
     def end(self, result: str, detail: str) -> NoReturn:
@@ -122,6 +127,7 @@ def _verdict(session: Session, job: dict[str, Any]) -> dict[str, Any]:
         return {"result": "unverifiable", "detail": f"the test is no Python: {error}"}
     if elsewhere := _elsewhere(tree):
         return {"result": "unverifiable", "detail": f"with {elsewhere} a failed assert may not end the test"}
+    session.catches = _catches(tree)
     scope = _scope(session, tree, name, job["functions"])
     try:
         exec(code, scope)
@@ -234,6 +240,19 @@ def _elsewhere(tree: ast.Module) -> str | None:
     return min(used & _ELSEWHERE, default=None)
 
 
+def _catches(tree: ast.Module) -> bool:
+    """Tell whether a test may expect an exception: it has a `try`, a `with`, or says `assertRaises` of some kind."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Try(handlers=[_, *_]) | ast.TryStar() | ast.With() | ast.AsyncWith():
+                return True
+            case ast.Attribute(attr=name) | ast.Name(id=name) if "raises" in name.lower():
+                return True
+            case _:
+                pass
+    return False
+
+
 def _line(error: BaseException, text: str) -> str:
     """Return the line of the test that the error went through, for people."""
     found = ""
@@ -251,6 +270,8 @@ def _exception(raised: dict[str, Any]) -> BaseException:
     base = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseException))
     kind = base if raised["kinds"][0] == base.__name__ else type(str(raised["kinds"][0]), (base,), {})
     args = (raised["text"],) if raised["args"] is None else values.Decoder().decode(raised["args"])
+    if issubclass(base, BaseExceptionGroup):
+        return kind(*args, [_exception(member) for member in raised["members"]])
     try:
         return kind(*args)
     except Exception:  # Some need arguments that could not be carried.

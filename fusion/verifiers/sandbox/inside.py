@@ -224,8 +224,10 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 def _raised(error: BaseException) -> dict[str, Any]:
     """Return what a test needs to raise an exception of this kind again."""
+    group = isinstance(error, BaseExceptionGroup)
     try:
-        args = values.Encoder(plain=True).encode(tuple(error.args))
+        args = values.Encoder(plain=True).encode((error.message,) if group else tuple(error.args))
     except Exception:
         args = None
-    return {"kinds": [kind.__name__ for kind in type(error).__mro__], "args": args, **describe(error)}
+    raised = {"kinds": [kind.__name__ for kind in type(error).__mro__], "args": args, **describe(error)}
+    return {**raised, "members": [_raised(member) for member in error.exceptions]} if group else raised

@@ -103,7 +103,9 @@ def by_status(child: Child) -> Outcome | None:
         return None
     number = os.WTERMSIG(child.status)
     if number == signal.SIGSYS:
-        return Outcome(Result.sandbox_denied, "a system call of another architecture")
+        return Outcome(
+            Result.sandbox_denied, "ended by SIGSYS: by a system call of another architecture, or by its own hand"
+        )
     if number == signal.SIGKILL:
         if child.num_threads:
             return Outcome(Result.sandbox_denied, f"{child.num_threads} threads")

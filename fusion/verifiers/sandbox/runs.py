@@ -203,7 +203,8 @@ class Runner:
                 return PASS
         except values.MalformedError as error:
             return Outcome(Result.protocol_error, str(error))
-        return Outcome(Result.wrong_answer, f"{name} returned {shown(report['value'])}, expected {shown(expected)}")
+        told, wanted = values.written(report["value"]), values.written(expected)
+        return Outcome(Result.wrong_answer, f"{name} returned {told}, expected {wanted}")
 
     def _run_asserts(self, program: Program, text: str, name: str | None) -> Outcome:
         """Run a test in one process and the program in another, and carry calls between the two."""
@@ -232,18 +233,23 @@ class Runner:
             # A test that gets no further, in `sum(f(1))` of a `range(10**18)` for one, says nothing: whose fault it is
             # cannot be told from here. Such a program gets no reward for it.
             line = self._next_line(test, deadline)
-            if line is None or line.startswith(asserts.VERDICT):
-                return (
-                    verdict_of(line[1:])
-                    if line
-                    else Outcome(Result.unverifiable, f"the test does not end: {ending(test)}")
-                )
+            if line is None:
+                return Outcome(Result.unverifiable, self._no_verdict(test, deadline))
+            if line.startswith(asserts.VERDICT):
+                return verdict_of(line[1:])
             if solution.lines:
                 return Outcome(Result.protocol_error, "the program sent a line that nobody had asked for")
             # What a call did to its arguments comes back with its value, so it may be longer by what was sent.
             solution.allow(self._limits.value_bytes + 2 * len(line))
             solution.send(line[1:])
             test.send(self._answer(solution, deadline))
+
+    def _no_verdict(self, test: Child, deadline: float) -> str:
+        """Return why a test has said nothing, for people."""
+        if time.monotonic() >= deadline:
+            return f"the test does not end within {self._limits.timeout_s:g} s"
+        self.sandbox.pump(time.monotonic() + GRACE_S, lambda: test.status is not None)
+        return f"the test ends without a verdict: {ending(test)}"
 
     # ---- one child ----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import decimal
 import fractions
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Tree = Any
@@ -192,6 +192,48 @@ class Decoder:
         return container
 
 
+def written(tree: Tree, longest: int = 100) -> str:
+    """Return the beginning of a plain tree as Python writes the value; no object is made of it, and odd trees do no harm."""
+    text = ""
+    for piece in _pieces(tree, 20):
+        text += piece
+        if len(text) > longest:
+            return f"{text[: longest - 3]}…"
+    return text
+
+
+def _pieces(tree: Tree, depth: int) -> Iterator[str]:
+    """Yield the text of a tree, for as long as somebody wants it."""
+    match tree:
+        case ["set", *_, []]:
+            yield "set()"
+        case [str(tag), *_, list(items)] if tag in _BRACKETS and depth:
+            opening, closing = _BRACKETS[tag]
+            yield opening
+            for place, item in enumerate(items):
+                yield ", " if place else ""
+                key, *rest = item if tag in _PAIR_TAGS and isinstance(item, list) and len(item) == 2 else [item]
+                yield from _pieces(key, depth - 1)
+                for value in rest:
+                    yield ": "
+                    yield from _pieces(value, depth - 1)
+            yield ",)" if tag == "tuple" and len(items) == 1 else closing
+        case ["int" | "float", str(text)]:
+            yield text
+        case ["bytes" | "bytearray" as tag, *_, str(text)]:
+            yield f"{tag}.fromhex({text!r})"
+        case ["range" | "Fraction" as tag, *parts]:
+            yield f"{tag}({', '.join(map(str, filter(_plain, parts)))})"
+        case [str(tag), *parts]:
+            yield f"{tag}({', '.join(repr(part) if _plain(part) else '…' for part in parts)})"
+        case _:
+            yield repr(tree) if _plain(tree) else "…"
+
+
+def _plain(tree: Tree) -> bool:
+    return not isinstance(tree, list | dict)
+
+
 def _container(tag: str, nature: Tree = None) -> Any:
     """Return an empty container."""
     if nature is None:
@@ -267,6 +309,17 @@ _SCALAR_TAGS: dict[str, Callable[..., Any]] = {
 }
 _FROZEN_TAGS: dict[str, Callable[..., Any]] = {kind.__name__: kind for kind in _FROZEN}
 _MUTABLE_TAGS: dict[str, Callable[[], Any]] = {kind.__name__: kind for kind in _MUTABLE}
+_PAIR_TAGS = frozenset(kind.__name__ for kind in _PAIRS)
+_BRACKETS = {
+    "list": ("[", "]"),
+    "tuple": ("(", ")"),
+    "set": ("{", "}"),
+    "dict": ("{", "}"),
+    "frozenset": ("frozenset({", "})"),
+    "deque": ("deque([", "])"),
+    **{tag: (f"{tag}({{", "})") for tag in _PAIR_TAGS - {"dict"}},
+}
+"""How Python writes what holds other values."""
 _FACTORIES: dict[str, Callable[[], Any]] = {
     kind.__name__: kind for kind in (int, float, str, bool, list, dict, set, tuple)
 }
