@@ -512,6 +512,47 @@ def test_indentation_of_a_block_is_cut_where_all_lines_have_it() -> None:
     assert source.read("```python\n\tf = 1\n\tx = 2\n```", "f")["code"] == "f = 1\nx = 2"
 
 
+def blocks(*codes: str) -> str:
+    return "\n".join(f"So:\n```python\n{code}\n```" for code in codes)
+
+
+H = "def h(x): return x + 1"
+USES = "def f(x): return h(x)"
+
+
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [
+        (("import math", "def f(x): return math.floor(x)"), "import math\ndef f(x): return math.floor(x)"),
+        (("from typing import List, Any", "def f(x: List): return x"), "from typing import List, Any\ndef f(x: List): return x"),
+        ((H, USES), f"{H}\n{USES}"),
+        ((f"import math\n{H}\nx = h(3)\nprint(x, math)", USES), f"{H}\n{USES}"),
+        ((H.replace("1", "2"), H, USES), f"{H}\n{USES}"),
+        ((f"{H}\ndef f(x): return 0", f"{H.replace('1', '2')}\n{USES}"), f"{H.replace('1', '2')}\n{USES}"),
+        (("M = 7", "@staticmethod\ndef h(x): return x % M", USES), f"M = 7\n@staticmethod\ndef h(x): return x % M\n{USES}"),
+        (("h = f(3)", USES), USES),
+        ((USES, "h = 3"), USES),
+        (("import os", f"from __future__ import annotations\n{F}\nos"), f"from __future__ import annotations\n{F}\nos"),
+        (("x = 3\nimport math", F), F),
+    ],
+)  # fmt: skip
+def test_what_a_block_lacks_is_taken_from_earlier_ones(parts: tuple[str, ...], found: str) -> None:
+    assert source.read(blocks(*parts), "f")["code"] == found
+
+
+def test_blocks_that_belong_together_pass(judge: CodeJudge) -> None:
+    assert (
+        judge.judge(
+            prompt("assert f(1) == 2"), blocks("import math", "def h(x): return math.floor(x)", H, USES)
+        ).verdict
+        is Verdict.correct
+    )
+    assert (
+        source.read(blocks("import sys", "print(sys.stdin.read())"), None)["code"]
+        == "import sys\nprint(sys.stdin.read())"
+    )
+
+
 def test_longest_program_is_run_where_nothing_is_called() -> None:
     text = "```python\nn = int(input())\nprint(n)\n```\nor\n```python\nprint(1)\n```"
     assert source.read(text, None)["code"] == "n = int(input())\nprint(n)"

@@ -5,6 +5,7 @@ every text. Nothing of the response is executed here.
 """
 
 import ast
+import builtins
 import os.path
 import re
 import warnings
@@ -64,13 +65,12 @@ def _program(text: str, name: str | None) -> dict[str, Any]:
     if not parsed:
         return {"reason": "no_code", "detail": "no block of it, and not the whole, is Python that can be compiled"}
     if name is None:
-        code, tree = max(reversed(parsed), key=lambda pair: len(pair[0]))
-        return {"code": code, "functions": _functions(tree)}
+        return _with_missing(parsed, max(reversed(range(len(parsed))), key=lambda index: len(parsed[index][0])))
     # A block that only uses the function binds its name too: `from solution import f`, `total = total(3)`.
     for names in (_written, _defined):
-        for code, tree in reversed(parsed):
-            if name in names(tree):
-                return {"code": code, "functions": _functions(tree)}
+        for index in reversed(range(len(parsed))):
+            if name in names(parsed[index][1]):
+                return _with_missing(parsed, index)
     return {"reason": "no_entry_point", "detail": f"{name} is not defined"}
 
 
@@ -164,6 +164,77 @@ def _parse(code: str) -> ast.Module | None:
 def _does_something(tree: ast.Module) -> bool:
     """Tell a program from prose that happens to be Python, such as `Sorry, no`."""
     return any(not isinstance(step, ast.Expr) or isinstance(step.value, ast.Call) for step in tree.body)
+
+
+def _with_missing(parsed: list[tuple[str, ast.Module]], index: int) -> dict[str, Any]:
+    """Return a block as a program, after the statements of earlier blocks that define what it reads and lacks.
+
+    Only imports, functions, classes and assigned values without calls are taken, each name where it was defined last, so that
+    uses of a function and versions that were given up stay out.
+    """
+    code, tree = parsed[index]
+    found: dict[str, tuple[int, int]] = {}
+    for block, (_, earlier) in enumerate(parsed[:index]):
+        for line, step in enumerate(earlier.body):
+            found.update(dict.fromkeys(_offered(step), (block, line)))
+    missing = _lacking(tree)
+    taken: set[tuple[int, int]] = set()
+    while missing:
+        place = found.pop(missing.pop(), None)
+        if place is not None and place not in taken:
+            taken.add(place)
+            missing |= _lacking(parsed[place[0]][1].body[place[1]])
+    if taken:
+        lines = [part for block, line in sorted(taken) for part in _lines(*parsed[block], line)]
+        whole = "\n".join([*lines, code])
+        joined = _parse(whole) if len(whole) <= MAX_CODE else None
+        if joined is not None:  # A `from __future__` must come first, for one.
+            code, tree = whole, joined
+    return {"code": code, "functions": _functions(tree)}
+
+
+def _offered(step: ast.stmt) -> list[str]:
+    """Return the names that a statement defines for other blocks."""
+    match step:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return [alias.asname or alias.name.partition(".")[0] for alias in names]
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_plain(value):
+            return [name]
+        case _:
+            return []
+
+
+def _is_plain(value: ast.expr) -> bool:
+    return isinstance(value, ast.Lambda) or not any(isinstance(node, ast.Call) for node in ast.walk(value))
+
+
+def _lacking(tree: ast.AST) -> set[str]:
+    """Return the names that are read somewhere in a tree, bound nowhere in it, and not built in."""
+    read: set[str] = set()
+    bound: set[str] = set(dir(builtins))
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                read.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.AsyncFunctionDef(name=name) | ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
+                bound.add(name)
+            case ast.alias(name=name, asname=renamed):
+                bound.add(renamed or name.partition(".")[0])
+            case _:
+                pass
+    return read - bound
+
+
+def _lines(code: str, tree: ast.Module, index: int) -> list[str]:
+    """Return the lines of a statement, with those of its decorators."""
+    step = tree.body[index]
+    above = step.decorator_list if isinstance(step, _SCOPES) else []
+    first = min([step.lineno, *(node.lineno for node in above)])
+    return code.split("\n")[first - 1 : step.end_lineno]
 
 
 def _functions(tree: ast.Module) -> list[str]:
