@@ -482,6 +482,16 @@ PROGRAMS: list[tuple[str, str, str]] = [
         'import codecs, locale\nprint(codecs.encode("abc", "rot13"), locale.getlocale()[1] is not None)',
         "nop True\n",
     ),
+    (
+        "locale of the user",
+        'import locale\nlocale.setlocale(locale.LC_ALL, "")\nprint(f"{1234567:n}", locale.strxfrm("a"), "é")',
+        "1234567 a é\n",
+    ),
+    (
+        "a hundred threads",
+        "import threading, time\ndone = []\ndef f(x):\n    time.sleep(0.05)\n    done.append(x)\nts = [threading.Thread(target=f, args=(x,)) for x in range(100)]\n[t.start() for t in ts]; [t.join() for t in ts]\nprint(sorted(done) == list(range(100)))",
+        "True\n",
+    ),
     ("ctypes", "import ctypes\nprint(ctypes.c_int(2**31).value, ctypes.sizeof(ctypes.c_double))", "-2147483648 8\n"),
     (
         "numbers and colorsys",

@@ -31,7 +31,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from fusion.verifiers.sandbox import asserts, source, values
+from fusion.verifiers.sandbox import asserts, limits, source, values
 
 CHANNEL_FD = 4
 FILE = "program.py"
@@ -70,6 +70,7 @@ def run() -> NoReturn:
     channel = Channel(CHANNEL_FD)
     channel.send({"ready": True})
     sys.argv = [FILE]
+    threading.stack_size(limits.THREAD_STACK_BYTES)
     random.seed(0)  # The same program gives the same verdict tomorrow.
     job = channel.receive()
     match job.pop("role"):

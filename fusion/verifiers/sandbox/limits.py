@@ -5,10 +5,12 @@ import math
 import resource
 
 KIB, MIB = 1024, 1024 * 1024
-MAX_TASKS = 64
-"""Threads and processes of the sandbox's user, where that user is nobody else's."""
+MAX_TASKS = 256
+"""Threads and processes of the sandbox's user, where that user is nobody else's; answers with a hundred threads are honest."""
 MAX_FILES = 64
 STACK_BYTES = 8 * MIB
+THREAD_STACK_BYTES = 4 * MIB
+"""Stack of a thread unless a program says otherwise; of 8 MiB, the system's, a hundred would not fit into the memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

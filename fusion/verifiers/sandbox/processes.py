@@ -35,7 +35,7 @@ END_S = 5.0
 _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
-    "LC_ALL": "C.UTF-8",
+    "LC_CTYPE": "C.UTF-8",  # Not LC_ALL, whose other parts are files that a program cannot read.
     "TZ": "UTC",
     "PYTHONHASHSEED": "0",  # The same program gives the same verdict tomorrow, sets and all.
 }
