@@ -94,6 +94,8 @@ class ExistingAnswers(Config):
         if self.match == "prompt":
             return content_digest(messages_of(_without_answer(record)))
         found = record.get("prompt_id") if record.get("prompt_id") is not None else record.get("id")
+        if found is None:
+            raise Refused("missing_id", "no id in the record, and answers are matched by id")
         if isinstance(found, bool) or not isinstance(found, str | int) or found == "":
             raise Refused("bad_field", f"id is a {type(found).__name__}, not text or a whole number")
         return str(found)

@@ -9,10 +9,11 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import model_validator
 
 from fusion.artifact import file_sha256
 from fusion.errors import InputError
@@ -39,15 +40,28 @@ class LocalFile(RecordFiles):
 
 
 class JsonlFile(LocalFile):
-    """JSON lines, plain or gzip, or a file `.json` that holds one list of objects."""
+    """JSON lines, plain or gzip, or a file `.json` (or `.json.gz`) that holds one list of objects."""
 
     type: Literal["jsonl"] = "jsonl"
+
+    @model_validator(mode="after")
+    def _ending_fits(self) -> Self:
+        if self.path.suffix == ".parquet":
+            raise ValueError(f"path {self.path} is Parquet by its name; write type: parquet")
+        return self
 
 
 class ParquetFile(LocalFile):
     """Parquet, a record a row."""
 
     type: Literal["parquet"] = "parquet"
+
+    @model_validator(mode="after")
+    def _ending_fits(self) -> Self:
+        # The content alone is the key, so a set of this file read as JSON lines would be taken for this one.
+        if self.path.suffix in (".jsonl", ".json", ".gz"):
+            raise ValueError(f"path {self.path} is no Parquet file by its name; write type: jsonl")
+        return self
 
     def read(self) -> Iterator[tuple[str, Iterator[Record]]]:
         yield str(self.path), read_parquet(self.path)
@@ -77,13 +91,9 @@ def check_file(path: Path) -> Path:
 
 def read_records(path: Path) -> Iterator[Record]:
     """Yield (place, record) of a file of any of the formats, told by its name."""
-    match path.suffix:
-        case ".parquet":
-            return read_parquet(path)
-        case ".json":
-            return read_json(path)
-        case _:
-            return read_jsonl(path)
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    return read_json(path) if path.name.endswith((".json", ".json.gz")) else read_jsonl(path)
 
 
 def read_jsonl(path: Path) -> Iterator[Record]:
@@ -107,14 +117,24 @@ def read_jsonl(path: Path) -> Iterator[Record]:
 
 
 def read_json(path: Path) -> Iterator[Record]:
-    """Yield (place, record) of a file `.json`: one list of objects, or JSON lines; places count objects from 1."""
+    """Yield (place, record) of a file `.json` or `.json.gz`: one list of objects, or JSON lines; places count objects from 1."""
     check_file(path)
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    data = _plain(path).removeprefix(b"\xef\xbb\xbf")
     if not data.lstrip().startswith(b"["):
         yield from read_jsonl(path)
         return
     for number, record in enumerate(_parse(data, str(path)), start=1):
         yield f"{path}:{number}", _object(record, f"{path}:{number}")
+
+
+def _plain(path: Path) -> bytes:
+    data = path.read_bytes()
+    if data[:2] != b"\x1f\x8b":
+        return data
+    try:
+        return gzip.decompress(data)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"prompts file {path} is a damaged gzip file: {error}; copy it anew") from None
 
 
 def _parse(data: bytes, place: str) -> Any:

@@ -7,6 +7,7 @@ gives a reason code and a detail, never an exception and never a silent gap.
 
 import hashlib
 import json
+import math
 from typing import Any
 
 from fusion.rows import Message, Prompt
@@ -42,14 +43,11 @@ def to_prompt(record: dict[str, Any], *, domain: str | None, dataset: str | None
     where = domain if domain is not None else record.get("domain")
     if not isinstance(where, str) or not where:
         raise Refused("missing_domain", "no domain in the record and none given for the set")
-    reference = record.get("reference") if record.get("reference") is not None else record.get("answer")
-    if reference is not None and not isinstance(reference, str | int | float):
-        raise Refused("bad_field", f"reference is a {type(reference).__name__}, not text or a number")
     prompt = Prompt(
         prompt_id=_prompt_id(record, where, messages),
         domain=where,
         messages=messages,
-        reference=None if reference is None else str(reference),
+        reference=_reference(record),
         tests=_tests(record.get("tests")),
         entry_point=_text(record, "entry_point"),
         dataset=dataset,
@@ -93,14 +91,34 @@ def _prompt_id(record: dict[str, Any], domain: str, messages: tuple[Message, ...
     return str(raw)
 
 
+def _reference(record: dict[str, Any]) -> str | None:
+    """Return the gold answer: a number that is none (NaN) is a missing one, as data frames write it."""
+    for value in (record.get("reference"), record.get("answer")):
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise Refused("bad_field", f"reference is a {type(value).__name__}, not text or a number")
+        if isinstance(value, float) and math.isinf(value):
+            raise Refused("bad_field", "reference is an infinite number; write a finite one, or text")
+        return str(value)
+    return None
+
+
 def _tests(raw: Any) -> tuple[str, ...]:
+    """Return the tests; one that is an object (`{"input": ..., "output": ...}`) is its JSON text."""
     if raw is None:
         return ()
-    if isinstance(raw, str):
-        return (raw,)
-    if isinstance(raw, list) and all(isinstance(test, str) for test in raw):
-        return tuple(raw)
-    raise Refused("bad_field", "tests must be text or a list of text")
+    tests = raw if isinstance(raw, list) else [raw]
+    if not all(isinstance(test, str | dict) for test in tests):
+        raise Refused("bad_field", "tests must be text, an object, or a list of those")
+    return tuple(test if isinstance(test, str) else _as_json(test) for test in tests)
+
+
+def _as_json(test: dict[str, Any]) -> str:
+    try:
+        return json.dumps(test, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Refused("bad_field", f"a test cannot be written as JSON: {error}") from None
 
 
 def _text(record: dict[str, Any], name: str) -> str | None:

@@ -97,7 +97,7 @@ def test_records_are_matched_by_id(tmp_path):
     source = answers_of(write(tmp_path / "a.jsonl", rows), match="id", fields={"id": "uuid"}, response="output")
     _, artifact = load(tmp_path, prompts, source)
     assert [(r.prompt_id, r.text) for r in responses(artifact)] == [("p-1", "to b")]
-    assert artifact.manifest.quarantined == {"unknown_prompt": 1, "bad_field": 1}
+    assert artifact.manifest.quarantined == {"unknown_prompt": 1, "missing_id": 1}
 
 
 def test_only_so_many_answers_to_a_prompt_are_taken(tmp_path):

@@ -348,3 +348,40 @@ def test_reading_recipes_does_not_bring_what_filters_and_duplicates_need():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- tests, gold answers and packed lists -----------------------------------------------------
+
+
+def test_tests_that_are_objects_are_their_json_text():
+    test = {"input": "1 2\n", "output": "3"}
+    of_object = to_prompt({"prompt": "x", "tests": test}, domain="code")
+    of_list = to_prompt(
+        {"prompt": "x", "tests": [test, "assert f(1) == \u00e9", {"args": ["\u00e9"], "expected": None}]}, domain="code"
+    )
+    assert of_object.tests == (json.dumps(test),)
+    assert of_list.tests == (json.dumps(test), "assert f(1) == \u00e9", '{"args": ["\u00e9"], "expected": null}')
+    for odd in ([3], [[test]], {"input": float("nan")}, {"input": b"x"}, {"input": "a\ud800"}):
+        with pytest.raises(Refused):
+            to_prompt({"prompt": "x", "tests": odd}, domain="code")
+
+
+def test_gold_answers_are_finite_numbers_or_text():
+    nan, inf = float("nan"), float("inf")
+    found = [to_prompt({"prompt": "x", **r}, domain="d").reference for r in ({"reference": nan}, {"reference": nan, "answer": 4}, {"answer": 0.5})]  # fmt: skip
+    assert found == [None, "4", "0.5"]
+    for odd in (True, False, inf, -inf, [1]):
+        with pytest.raises(Refused, match="reference is ") as caught:
+            to_prompt({"prompt": "x", "reference": odd}, domain="d")
+        assert caught.value.reason == "bad_field"
+
+
+def test_a_packed_json_list_is_read(tmp_path):
+    path = tmp_path / "p.json.gz"
+    path.write_bytes(gzip.compress(json.dumps([{"prompt": "a"}, {"prompt": ""}], indent=1).encode()))
+    assert load(tmp_path, JsonlPrompts(path=path, domain="d")).manifest.quarantined == {"empty_prompt": 1}
+    path.write_bytes(gzip.compress(b'{"prompt": "a"}\n{"prompt": "b"}\n'))
+    assert load(tmp_path, JsonlPrompts(path=path, domain="d")).manifest.rows_out == 2
+    path.write_bytes(gzip.compress(b"[" + b"1," * 1000)[:-9])
+    with pytest.raises(InputError, match=r"p\.json\.gz is a damaged gzip file"):
+        load(tmp_path, JsonlPrompts(path=path, domain="d"))
