@@ -4,6 +4,7 @@ The one idea: a YAML file that people type is strict. Nothing in it is guessed, 
 does not fit its model is one line that says where it stands.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ from pydantic import BaseModel, ValidationError
 from fusion.errors import RecipeError
 
 Typed = TypeVar("Typed", bound=BaseModel)
+
+
+KEY = "[key]"
+"""What pydantic puts behind a key of a map that is wrong itself."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -108,8 +113,19 @@ def validate(model: type[Typed], data: Any, *, where: str) -> Typed:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [f"{where}: {_where(data, e['loc'])}{_what(e)}" for e in error.errors()]
+        lines = [f"{where}: {_where(data, e['loc'])}{_what(e)}" for e in _own(error.errors())]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _own(errors: Sequence[Any]) -> list[Any]:
+    """Leave out that a list is too short where it only is because an item of it is wrong, which has a line of its own."""
+    places = [e["loc"] for e in errors]
+    return [
+        e
+        for e in errors
+        if e["type"] != "too_short"
+        or not any(len(p) > len(e["loc"]) and p[: len(e["loc"])] == e["loc"] for p in places)
+    ]
 
 
 def _read(path: Path, called: str) -> dict[str, Any]:
@@ -143,6 +159,8 @@ def _assigned(assignment: str, data: Any) -> dict[str, Any]:
 
 def _where(data: Any, location: tuple[int | str, ...]) -> str:
     """Spell a pydantic location as people wrote it: union tags, which stand in no file, are left out."""
+    if location[-1:] == (KEY,):
+        location = location[:-2]  # the message has the key
     shown = []
     for item in location:
         if isinstance(data, dict) and item not in data and item in _tags(data):
@@ -159,15 +177,36 @@ def _where(data: Any, location: tuple[int | str, ...]) -> str:
 
 def _tags(data: dict[str, Any]) -> tuple[Any, ...]:
     """What a union may have been told apart by: what is written, or what is meant where nothing is."""
-    kinds = (data["type"],) if "type" in data else ("model", "ratio")
+    kinds = (data["type"],) if "type" in data else ("model", "ratio", "shares")
     return (*kinds, data.get("objective", "dpo"))
 
 
 def _what(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
+    if error["loc"][-1:] == (KEY,):
+        return _what_of_key(error, message)
     if error["type"] == "missing":
         return "is missing; it has no default"
-    if error["type"] in ("unknown_field", "value_error"):
+    if error["type"] == "unknown_field":
+        return message + _merged_type(error)
+    if error["type"] == "value_error":
         return message
     shown = repr(error["input"])
     return f"{message} (found {shown if len(shown) < 80 else shown[:77] + '...'})"
+
+
+def _what_of_key(error: Any, message: str) -> str:
+    key = str(error["input"])
+    known = re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
+    if not known:
+        return f"key {key!r}: {message}"
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}")
+
+
+def _merged_type(error: Any) -> str:
+    """Name the type that an unknown field was held against; an overlay that states none is merged into what is there."""
+    kind = error["input"].get("type") if isinstance(error["input"], dict) else None
+    if kind is None or "did you mean" in error["msg"]:
+        return ""
+    return f" (for type {kind}; for another, state its type)"

@@ -21,7 +21,7 @@ from fusion.promptsets import Clean, ExistingAnswers, PromptSet
 from fusion.rewards import EVERY_DOMAIN, Canary, Scorer, model_of
 from fusion.rows import roles
 from fusion.sampling import Decoding, Precision
-from fusion.select import AnySplit, Guard, PairSplit, Selection, with_seed
+from fusion.select import AnySplit, ByDomain, Guard, PairSplit, Selection, with_seed
 from fusion.training import TrainConfig, TrainPlacement
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -211,6 +211,7 @@ class Recipe(Config):
             raise ValueError(f"learn_from: {unknown[0]!r} is not a source; sources: {', '.join(self.sources)}")
         self._check_selections()
         self._check_domains()
+        self._check_sides()
         if self.evaluate is not None:
             known = ("target", "sft", *self.arms, *(n for n in self.used_sources if n in self.source_models))
             for name in [n for pair in self.evaluate.comparisons for n in pair]:
@@ -221,7 +222,7 @@ class Recipe(Config):
         return self
 
     def _check_selections(self) -> None:
-        for where, block in (("sft", self.sft), *((f"arms.{name}", arm) for name, arm in self.arms.items())):
+        for where, block in self._blocks:
             select, guard = block.select, block.guard
             if guard is not None and select.type == "rows":
                 raise ValueError(f"{where}.guard: given rows are taken as they are; leave it out")
@@ -229,8 +230,8 @@ class Recipe(Config):
                 raise ValueError(
                     f"{where}.guard.max_longer_share: {select.row_type.__name__} rows have no rejected side"
                 )
-            if guard is not None and guard.max_share is not None and not select.needs_sources:
-                raise ValueError(f"{where}.guard.max_share: no source wins rows of select {select.type}")
+            if guard is not None and guard.max_share is not None:
+                self._check_max_share(where, select, guard)
             if select.needs_sources and not self.sources:
                 raise ValueError(f"{where}.select {select.type} reads the sources' answers, and there are no sources")
         if isinstance(self.split, PairSplit) and not self.sources:
@@ -243,6 +244,16 @@ class Recipe(Config):
             )
         if self.sft.select.needs_own:
             raise ValueError("sft.select cannot use the SFT model's own samples: it does not exist yet")
+
+    def _check_max_share(self, where: str, select: Selection, guard: Guard) -> None:
+        if not select.needs_sources:
+            raise ValueError(f"{where}.guard.max_share: no source wins rows of select {select.type}")
+        num = len(self.used_sources)
+        if num and _won_by_sources(select) and guard.leaves_nothing(num):
+            raise ValueError(
+                f"{where}.guard.max_share {guard.max_share:g}: {num} sources with at most that share each are less than all "
+                "rows, so none could stay; give a larger share"
+            )
 
     def _check_domains(self) -> None:
         """What a prompt set says of its domain is known now; everything that domains decide must know them."""
@@ -266,6 +277,15 @@ class Recipe(Config):
                     told = ", ".join(sorted(everything))
                     raise ValueError(f"sources.{name}: no prompts are of its domain {domain!r}; there are: {told}")
 
+    def _check_sides(self) -> None:
+        for where, block in self._blocks:
+            select = block.select
+            if select.side != "all" and not self.split.gives(select.side):
+                raise ValueError(
+                    f"{where}.select {select.type} takes prompts of side {select.side!r}, and split gives that side none; "
+                    "give it a share"
+                )
+
     def _check_serve(self, serve: Serve) -> None:
         if serve.arm not in (*self.arms, "sft"):
             raise ValueError(f"serve.arm {serve.arm!r} is not an arm; arms: {', '.join(self.arms)}, or sft")
@@ -277,6 +297,11 @@ class Recipe(Config):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"serve names {name!r} twice; clients tell models apart by name")
+
+    @property
+    def _blocks(self) -> tuple[tuple[str, SftBlock | Arm], ...]:
+        """Everything that trains, by where it stands in the recipe."""
+        return ("sft", self.sft), *((f"arms.{name}", arm) for name, arm in self.arms.items())
 
     @property
     def used_sources(self) -> dict[str, SourceModel | ExistingAnswers]:
@@ -309,6 +334,15 @@ class Recipe(Config):
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+
+def _won_by_sources(select: Selection) -> bool:
+    """Whether every row of a rule is won by a source; a rule by domain may have rows of own answers beside them."""
+    return (
+        all(rule.needs_sources for rule in select.rules.values())
+        if isinstance(select, ByDomain)
+        else select.needs_sources
+    )
 
 
 def _spread(data: dict[str, Any]) -> dict[str, Any]:

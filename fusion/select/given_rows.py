@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from fusion.artifact import file_sha256
 from fusion.config import Config
 from fusion.errors import InputError
+from fusion.row_files import row_type_of
 from fusion.rows import TRAINING_ROWS
 
 RowTypeName = Literal[
@@ -48,10 +49,12 @@ class GivenRows(Config):
         """What is in the file, wherever it is.
 
         Raises:
-            InputError: there is no such file.
+            InputError: there is no such file, or it holds no training rows, or those of another type. What is asked is in
+                the file's footer, so a wrong file is known when a run is planned.
         """
-        if not self.path.is_file():
-            raise InputError(f"select: {self.path} is not a file; name the rows.parquet that `fuseline import` wrote")
+        held = row_type_of(self.path)
+        if held is not self.row_type:
+            raise InputError(f"{self.path} holds {held.__name__} rows, the recipe says holds: {self.holds}")
         return GivenContent(content=file_sha256(self.path), holds=self.holds)
 
 

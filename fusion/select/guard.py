@@ -40,6 +40,13 @@ class Guard(Config):
             raise ValueError("a guard needs max_share or max_longer_share")
         return self
 
+    def leaves_nothing(self, num_sources: int) -> bool:
+        """Return whether `max_share` can hold for no number of rows that so many sources win all of.
+
+        Shares of all sources add up to 1, so they cannot each be below 1 / `num_sources`.
+        """
+        return self.max_share is not None and self.max_share * num_sources < 1 - 1e-9
+
     def left_out(self, rows: Sequence[Any], *, sources: Sequence[str]) -> dict[int, Drop]:
         """Return the places of the rows to leave out, each with its reason.
 

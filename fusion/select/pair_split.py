@@ -13,10 +13,11 @@ The cut is made within each data set (`Prompt.dataset`, else the domain), as the
 one set of which 5 have a pair, at 4 : 6: 2 are for SFT, 3 for preference and 5 on no side; with pairs_first 5 and 5.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from fusion.config import Config
 from fusion.rows import Assignment, PreferencePair, Prompt
@@ -42,7 +43,28 @@ class Shares(Config):
         return self
 
 
-Mode = Literal["pairs_first", "sft"] | Shares
+WORDS = ("pairs_first", "sft")
+
+
+def _spelled(value: Any) -> Any:
+    """Refuse what is neither a word nor shares in one line, in the place of one line per member of the union."""
+    if isinstance(value, Mapping | Shares) or value in WORDS:
+        return value
+    near = difflib.get_close_matches(str(value), WORDS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{value!r} is none of {', '.join(WORDS)}, {{sft: N, preference: M}}{hint}")
+
+
+def _kind(value: Any) -> str:
+    return "word" if isinstance(value, str) else "shares"
+
+
+Mode = Annotated[
+    Annotated[
+        Annotated[Literal["pairs_first", "sft"], Tag("word")] | Annotated[Shares, Tag("shares")], Discriminator(_kind)
+    ],
+    BeforeValidator(_spelled),
+]
 
 
 class PairSplit(Config):
@@ -89,6 +111,10 @@ class PairSplit(Config):
             sides |= self._cut(ids, shares)
         return [_outcome(prompt, drop, sides.get(prompt.prompt_id)) for prompt, drop in found]
 
+    def gives(self, side: Side) -> bool:
+        """Return whether a prompt of any domain can be on this side."""
+        return any(_gives(mode, side) for mode in self.domains.values())
+
     def lacks(self, domains: Sequence[str]) -> str | None:
         """Return what is missing for prompts of these domains, in words; None where nothing is."""
         for domain in domains:
@@ -108,6 +134,14 @@ class PairSplit(Config):
         if domain not in self.domains and OTHERS not in self.domains:
             raise ValueError(f"split.domains says nothing of domain {domain!r}; add it, or '*' for all others")
         return self.domains[domain if domain in self.domains else OTHERS]
+
+
+def _gives(mode: Mode, side: Side) -> bool:
+    if isinstance(mode, str):
+        return side == "sft" or mode == "pairs_first"
+    if side == "preference":
+        return mode.preference > 0
+    return mode.sft > 0 or mode.without_pair == "sft"
 
 
 def _outcome(prompt: Prompt, drop: Drop | None, side: Side | None) -> Assignment | Drop:

@@ -33,6 +33,10 @@ class Split(Config):
             raise ValueError("sft and preference are both 0; give the prompts to at least one side")
         return self
 
+    def gives(self, side: Side) -> bool:
+        """Return whether any prompt can be on this side."""
+        return (self.sft if side == "sft" else self.preference) > 0
+
     def assign(self, prompt_ids: Iterable[str]) -> dict[str, Side]:
         """Return the side of each prompt, in the order given; `round(n * sft / (sft + preference))` go to SFT.
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fusion.errors import InputError, RecipeError
@@ -10,7 +12,7 @@ from fusion.pipeline import build
 from fusion.planning import plan
 from fusion.recipe import load_recipe
 from fusion.row_files import RowFile
-from fusion.rows import PreferencePair, PreferenceQuadruple
+from fusion.rows import PreferencePair, PreferenceQuadruple, SftExample
 from fusion.stage import Stage, run_stage
 from scored import answers, prompt
 
@@ -49,7 +51,7 @@ def world(tmp_path: Path) -> Path:
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"not read here")
     write(tmp_path / "rows.parquet", quadruples(5), PreferenceQuadruple)
-    write(tmp_path / "sft.parquet", [], PreferencePair)
+    write(tmp_path / "sft.parquet", [SftExample(prompt("p0"), answers("gemma", 1.0, prompt_id="p0")[0])], SftExample)
     (tmp_path / "r.yaml").write_text(RECIPE.format(root=tmp_path))
     return tmp_path
 
@@ -58,6 +60,12 @@ def write(path: Path, rows: list, row_type: type) -> None:
     file = RowFile(path, row_type)
     file.write(rows)
     file.close()
+
+
+def pq_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
 
 
 def selection(root: Path, arm: str) -> Stage:
@@ -91,8 +99,16 @@ def test_the_key_is_the_content_and_not_the_place(world):
 
 
 def test_other_rows_none_and_no_file_are_named(world):
+    write(world / "sft.parquet", [], PreferencePair)
     with pytest.raises(InputError, match=r"sft\.parquet holds PreferencePair rows, the recipe says holds: SftExample"):
         run(world, selection(world, "sft"))
+    (world / "sft.parquet").write_bytes(pq_bytes(pa.table({"prompt": ["x"]})))
+    with pytest.raises(InputError, match=r"sft\.parquet holds no training rows: its schema names no row type"):
+        selection(world, "sft")  # known when the run is planned
+    (world / "sft.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"sft\.parquet is not a readable Parquet file"):
+        selection(world, "sft")
+    write(world / "sft.parquet", [], SftExample)
     write(world / "rows.parquet", [], PreferenceQuadruple)
     with pytest.raises(InputError, match=r"rows\.parquet holds no row"):
         run(world, selection(world, "wrpo"))

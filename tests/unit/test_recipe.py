@@ -116,6 +116,34 @@ BAD = {
     ),
     "unknown loss": ({"arms": {"wrpo": {"loss": {"type": "kto"}}}}, r"arms\.wrpo\.loss"),
     "path in name": ({"name": "../x"}, r"name: "),
+    "a side without prompts": (
+        {"split": {"sft": 1, "preference": 0}},
+        r"arms\.wrpo\.select quadruple takes prompts of side 'preference', and split gives that side none; give it",
+    ),
+    "no prompts for SFT": (
+        {"split": {"sft": 0, "preference": 2}},
+        r"sft\.select best takes prompts of side 'sft', and split gives that side none",
+    ),
+    "a guard that nothing passes": (
+        {"arms": {"wrpo": {"guard": {"max_share": 0.9}}}},
+        r"arms\.wrpo\.guard\.max_share 0\.9: 1 sources with at most that share each are less than all rows",
+    ),
+    "Parquet by its name": (
+        {"prompts": [{"type": "jsonl", "path": "x.parquet"}]},
+        r"prompts\[0\]: path x\.parquet is Parquet by its name; write type: parquet$",
+    ),
+    "no Parquet by its name": (
+        {"prompts": [{"type": "parquet", "path": "x.jsonl"}]},
+        r"prompts\[0\]: path x\.jsonl is no Parquet file by its name; write type: jsonl$",
+    ),
+    "a key of fields": (
+        {"prompts": [{"type": "jsonl", "path": "x", "fields": {"promt": "q"}}]},
+        r"prompts\[0\]\.fields: unknown key 'promt'; did you mean 'prompt'\?$",
+    ),
+    "a key that is no name": (
+        {"sources": {"a b": {"repo": "o/s", "revision": "b" * 40}}},
+        r"sources: key 'a b': String should match pattern",
+    ),
     "no target": ({"target": None}, r"target"),
 }
 
@@ -126,6 +154,56 @@ def test_a_bad_recipe_is_named_by_file_and_field(tmp_path, change, message):
         load(tmp_path, change)
     assert str(tmp_path / "r.yaml") in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+PAIRS = {"type": "pairs", "pair": {"type": "source_pair", "side": "all"}}
+BAD_PAIRS = {
+    "a side of pairs without prompts": (
+        {"domains": {"*": "sft"}},
+        r"arms\.wrpo\.select quadruple takes prompts of side 'preference', and split gives that side none",
+    ),
+    "a word of the split": (
+        {"domains": {"math": "pair_first"}},
+        r"r\.yaml: split\.domains\.math: 'pair_first' is none of pairs_first, sft, .*; did you mean 'pairs_first'\?$",
+    ),
+    "a share of the split": (
+        {"domains": {"math": {"sft": -1, "preference": 2}}},
+        r"r\.yaml: split\.domains\.math\.sft: Input should be greater than or equal to 0 \(found -1\)$",
+    ),
+    "a field of the split": (
+        {"domains": {"math": {"sftt": 1, "preference": 2}}},
+        r"r\.yaml: split\.domains\.math: unknown field 'sftt'; did you mean 'sft'\?$",
+    ),
+    "empty shares of the split": (
+        {"domains": {"math": {"sft": 0, "preference": 0}}},
+        r"r\.yaml: split\.domains\.math: sft and preference are both 0; .*side$",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_PAIRS.values(), ids=BAD_PAIRS)
+def test_a_bad_split_by_pairs_is_one_line(tmp_path, change, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        load(tmp_path, data={**BASE, "split": {**PAIRS, **change}})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_mistake_in_a_list_is_one_line_and_an_empty_list_still_is_one(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, {"prompts": [{"type": "jsonl", "path": "x", "limit": 0}]})
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}/r.yaml: prompts[0].limit: Input should be greater than or equal to 1 (found 0)"
+    ]
+    with pytest.raises(RecipeError, match=r"prompts: Tuple should have at least 1 item"):
+        load(tmp_path, {"prompts": []})
+
+
+def test_fields_merged_into_another_type_name_it(tmp_path):
+    pairs = {**BASE, "split": {**PAIRS, "domains": {"*": "pairs_first"}}}
+    with pytest.raises(RecipeError, match=r"split: unknown field 'sft'; known .* \(for type pairs; for another, state"):
+        load(tmp_path, data=pairs, sets=["split={sft: 4, preference: 6}"])
+    merged = load(tmp_path, data=pairs, sets=["split={type: ratio, sft: 4, preference: 6}"]).split
+    assert (merged.sft, merged.preference) == (4, 6)
 
 
 @pytest.mark.parametrize(
@@ -190,13 +268,13 @@ def test_selections_without_own_samples_stand_before_the_first_training(tmp_path
     (tmp_path / "p.jsonl").touch()
     prompts = [{"type": "jsonl", "path": str(tmp_path / "p.jsonl"), "domain": "math"}]
     graph = build(load(tmp_path, {"arms": arms, "prompts": prompts}))
-    place = {stage: number for number, stage in enumerate(graph.stages)}
-    trained = place[graph.models["sft"]]
-    before = {name: place[graph.selections[name]] < trained for name in names}
+    place = {id(stage): number for number, stage in enumerate(graph.stages)}
+    trained = place[id(graph.models["sft"])]
+    before = {name: place[id(graph.selections[name])] < trained for name in names}
     assert before == {"simpo": True, "rloo": True, "rloo_plain": False, "ln_dpo": False}
     assert list(graph.selections) == ["sft", *sorted(["wrpo", *names])]
     for stage in graph.stages:
-        assert all(place[node] < place[stage] for node in stage.inputs.values() if node in place)
+        assert all(place[id(node)] < place[id(stage)] for node in stage.inputs.values() if id(node) in place)
 
 
 @pytest.mark.parametrize("assignment", ["x", "=1", "a..b=1", "name.x=1"])
