@@ -172,6 +172,25 @@ def test_margins_are_inclusive():
     assert isinstance(OnPolicyPair(min_margin=1.0, max_margin=1.0)(group((), OWN)), PreferencePair)
 
 
+@pytest.mark.parametrize(
+    ("scores", "window", "passes"),
+    [
+        ((0.10, 0.11), {"min_margin": 0.01}, True),
+        ((0.3, 0.4), {"max_margin": 0.1}, True),
+        ((1000.3, 1000.4), {"min_margin": 0.1, "max_margin": 0.1}, True),
+        ((0.10, 0.109999), {"min_margin": 0.01}, False),
+        ((0.3, 0.400001), {"max_margin": 0.1}, False),
+        ((0.0, 1e-12), {"min_margin": 1e-9}, False),
+    ],
+)
+def test_margins_are_inclusive_for_decimals(scores, window, passes):
+    outcome = OnPolicyPair(**window)(group((), answers("sft", *scores)))
+    assert isinstance(outcome, PreferencePair) == passes
+    if isinstance(outcome, Drop):
+        margin, bound = outcome.detail.removeprefix("margin ").replace(">", "<").split(" < ")
+        assert margin != bound
+
+
 def test_a_window_that_nothing_can_pass_is_refused():
     with pytest.raises(ValidationError, match=r"max_margin 0\.1 is below min_margin 0\.2"):
         Quadruple(min_margin=0.2, max_margin=0.1)
