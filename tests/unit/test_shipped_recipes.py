@@ -128,3 +128,12 @@ def test_fuserl_weighs_both_stages_and_has_its_three_objectives():
 def test_every_variants_file_fits_its_recipe(name):
     found = expand([RECIPES / f"{VARIANTS[name]}.yaml"], [], [RECIPES / "variants" / f"{name}.yaml"], [])
     assert len(found) >= 4 and {path.stem for path in (RECIPES / "variants").glob("*.yaml")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", ["wrpo-llama3-8b", "fusechat3-llama31-8b", "fuserl-llama31-8b"])
+def test_reward_models_read_the_longest_answer_with_its_prompt(name):
+    """A pair that is too long is quarantined before any selection, so long answers would go first."""
+    recipe = load_recipe([RECIPES / f"{name}.yaml"])
+    models = [s.reward if isinstance(s, Verified) else s for s in recipe.scorers]
+    lengths = {model.max_length for model in models if isinstance(model, ArmoRM)}
+    assert lengths == {8192} and recipe.sampling.max_tokens < 8192
