@@ -10,13 +10,15 @@ selection logs the mean entropy of the weights.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
 from fusion.config import Config
 from fusion.rows import ScoredResponse
+
+Member = TypeVar("Member")
 
 
 def softmax(rewards: Sequence[float], temperature: float | None) -> tuple[float, ...]:
@@ -46,9 +48,20 @@ class Weighted(Config):
     reward: Literal["max", "mean"] = "max"
     """Reward of a source: that of its best answer, or the mean over its answers."""
     most: int | None = Field(default=None, ge=1)
-    """How many sources (or, with `of: answers`, answers) are taken at most, best first; null = all."""
+    """How many sources (or, with `of: answers`, answers) are taken at most, best first; null = all.
+    Sources are ranked by their reward, so with `reward: mean` by their means."""
 
     def reward_of(self, answers: Sequence[ScoredResponse]) -> float:
         """Return R of a source's answers."""
         scores = [answer.score for answer in answers]
         return max(scores) if self.reward == "max" else math.fsum(scores) / len(scores)
+
+    def by_reward(self, members: Sequence[Member], reward: Callable[[Member], float]) -> list[Member]:
+        """Return sources in the order in which `most` takes them: that of R, the highest first.
+
+        Args:
+            members: one per source, by the best answer of each; so they are in order already for `reward: max`, and so equal
+                means fall.
+            reward: R of one.
+        """
+        return sorted(members, key=lambda member: -reward(member)) if self.reward == "mean" else list(members)

@@ -6,6 +6,7 @@ The second stage uses whole sets of answers (reviewers 2 and 4). A source needs 
 scored alike, and whose best and worst are a pair by the margins; the weights are those of the sources that have, with
 `contrast: verdict` by their correct answers (what is compared within a group are scores all the same). The answers of a group are ordered from best to worst, and groups by their best answer.
 Example: source a scores 3 and 5, b 4 and 1, c 2, T = 1: groups (a 5, a 3) with 0.731 and (b 4, b 1) with 0.269.
+With `reward: mean` groups are ranked by the means: of a (5, 0) and b (4, 3) `most: 1` takes (b 4, b 3), 3.5 against 2.5.
 """
 
 from typing import ClassVar, Literal
@@ -40,7 +41,8 @@ class SourceGroups(Weighted, Paired):
             return Drop(Reason.tie, "every source's answers are scored alike")
         order = {answer.response.row_id: place for place, answer in enumerate(self.best_first(answers))}
         groups = [tuple(sorted(own, key=lambda answer: order[answer.response.row_id])) for own in sources.values()]
-        taken = sorted(groups, key=lambda own: order[own[0].response.row_id])[: self.most]
+        ranked = sorted(groups, key=lambda own: order[own[0].response.row_id])
+        taken = self.by_reward(ranked, lambda own: self.reward_of(self.choosable(own)))[: self.most]
         return WeightedGroups(
             group.prompt,
             responses=tuple(answer for own in taken for answer in own),

@@ -8,6 +8,7 @@ tie, a gap outside the margins) has none, and the weights are those of the other
 it has pairs, as if each pair were a row of its own.
 With `contrast: verdict` R_i is of the source's correct answers.
 Example: source a scores 3 and 5, b 4 and 1, c 2, T = 1: (a 5, a 3) with 0.731 and (b 4, b 1) with 0.269; c has no pair.
+With `reward: mean` pairs are ranked by the means: of a (5, 0) and b (4, 3) `most: 1` takes (b 4, b 3), 3.5 against 2.5.
 """
 
 from typing import ClassVar, Literal
@@ -40,8 +41,10 @@ class SourcePairs(Weighted, Paired):
             return pairs
         sources = by_source(answers)
         order = {answer.response.row_id: place for place, answer in enumerate(self.best_first(answers))}
-        taken = sorted(pairs.values(), key=lambda pair: order[pair[0].response.row_id])[: self.most]
-        rewards = [self.reward_of(self.choosable(sources[chosen.response.model])) for chosen, _ in taken]
+        rewards_of = {model: self.reward_of(self.choosable(sources[model])) for model in pairs}
+        ranked = sorted(pairs.values(), key=lambda pair: order[pair[0].response.row_id])
+        taken = self.by_reward(ranked, lambda pair: rewards_of[pair[0].response.model])[: self.most]
+        rewards = [rewards_of[chosen.response.model] for chosen, _ in taken]
         weights = softmax(rewards, self.temperature)
         chosen, rejected = zip(*taken, strict=True)
         weight = float(len(taken)) if self.count == "pairs" else 1.0

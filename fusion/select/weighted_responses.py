@@ -7,6 +7,8 @@ A reviewer of the paper describes the second reading (the best four of all sourc
 them, each has the weight of its own score (`reward: max`) or of its source's mean (`reward: mean`).
 Example: source a scores 3 and 5, b 4 and 1, T = 1: a's 5 and b's 4 with e / (e + 1) = 0.731 and 0.269; the best three
 answers are 5, 4 and 3 with 0.665, 0.245 and 0.090. With `most: 1` it is rule `best` (ties between sources included).
+With `reward: mean` sources are ranked by their means as well: of a (5, 0) and b (4, 3) `most: 1` takes b's 4, since b has
+3.5 on average and a 2.5.
 """
 
 from typing import ClassVar, Literal, Self
@@ -50,7 +52,10 @@ class WeightedAnswers(Weighted, Ranked):
             return answers
         sources = by_source(answers)
         pool = answers if self.of == "answers" else [self.best(own) for own in sources.values()]
-        taken = self.best_first(pool)[: self.most]
+        ranked = self.best_first(pool)
+        if self.of == "sources":
+            ranked = self.by_reward(ranked, lambda answer: self._reward(answer, sources[answer.response.model]))
+        taken = tuple(ranked[: self.most])
         weights = softmax([self._reward(answer, sources[answer.response.model]) for answer in taken], self.temperature)
         return WeightedResponses(group.prompt, taken, weights)
 

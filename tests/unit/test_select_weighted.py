@@ -208,3 +208,15 @@ def test_a_group_whose_answers_are_scored_alike_is_a_tie_whatever_their_verdicts
     alike = (scored("a", 0.0, 0, verdict="correct"), scored("a", 0.0, 1, verdict="wrong"))
     outcome = SourceGroups(temperature=1.0, contrast="verdict")(group(*alike))
     assert isinstance(outcome, Drop) and outcome.reason is Reason.tie
+
+
+def test_by_the_mean_sources_are_ranked_by_their_means():
+    """The docstrings' example: a (5, 0) has 2.5 on average and b (4, 3) has 3.5."""
+    whole = group(*answers("a", 5.0, 0.0), *answers("b", 4.0, 3.0))
+    one = {"temperature": 1.0, "most": 1, "reward": "mean"}
+    assert held(WeightedAnswers(**one)(whole).responses) == [("b", 4.0)]
+    assert held(SourcePairs(**one)(whole).rejected) == [("b", 3.0)]
+    assert held(SourceGroups(**one)(whole).responses) == [("b", 4.0), ("b", 3.0)]
+    both = WeightedAnswers(temperature=1.0, reward="mean")(whole)
+    assert held(both.responses) == [("b", 4.0), ("a", 5.0)] and both.weights[0] > both.weights[1]
+    assert held(WeightedAnswers(temperature=1.0, most=1)(whole).responses) == [("a", 5.0)]
