@@ -10,6 +10,7 @@ from fusion.errors import InputError, RecipeError
 from fusion.loading import merge, parse_yaml
 from fusion.pipeline import build
 from fusion.recipe import load_recipe
+from jobs.run import plan
 
 BASE = {
     "name": "r",
@@ -289,3 +290,16 @@ def test_a_missing_recipe_and_one_that_is_no_map(tmp_path):
     (tmp_path / "l.yaml").write_text("- 1")
     with pytest.raises(RecipeError, match="holds list, not a mapping"):
         load_recipe([tmp_path / "l.yaml"])
+
+
+def test_plan_starts_at_the_base_that_run_has(tmp_path, monkeypatch):
+    """Relative paths of the recipe start there; the recipe itself is found from where the command is typed."""
+    monkeypatch.chdir(tmp_path)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "p.jsonl").write_text('{"prompt": "q"}\n')
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(BASE))
+    plan([Path("r.yaml")], base=Path("shared"))
+    assert (shared / "runs" / "r" / "recipe.resolved.json").is_file() and not (tmp_path / "runs").exists()
+    with pytest.raises(RecipeError, match="--base nowhere is not a directory"):
+        plan([tmp_path / "r.yaml"], base=Path("nowhere"))
