@@ -56,9 +56,6 @@ class PromptGroup:
     """Answers of the target's own (SFT) model."""
 
 
-SLACK = 1e-9
-"""How far a margin may miss a bound and still meet it, relative to the larger score; for what rounding does."""
-
 Pair = tuple[ScoredResponse, ScoredResponse]
 """A chosen and a rejected answer."""
 
@@ -174,14 +171,12 @@ class Paired(Ranked):
     def checked(self, chosen: ScoredResponse, rejected: ScoredResponse) -> Pair | Drop:
         """Return the pair, or the drop where its scores, texts or lengths do not make one."""
         margin = chosen.score - rejected.score
-        # 0.11 - 0.10 is a little less than 0.01 in binary: bounds are inclusive for the decimals that people write.
-        slack = SLACK * max(abs(chosen.score), abs(rejected.score))
         if margin <= 0 and self.contrast == "score":
             return Drop(Reason.tie, f"all scores are {chosen.score:g}")
-        if margin < self.min_margin - slack and (self.contrast == "score" or self.min_margin > 0):
-            return Drop(Reason.below_margin, f"margin {margin:.12g} < {self.min_margin:.12g}")
-        if self.max_margin is not None and margin > self.max_margin + slack:
-            return Drop(Reason.above_margin, f"margin {margin:.12g} > {self.max_margin:.12g}")
+        if margin < self.min_margin and (self.contrast == "score" or self.min_margin > 0):
+            return Drop(Reason.below_margin, f"margin {margin:.17g} < {self.min_margin:g}")
+        if self.max_margin is not None and margin > self.max_margin:
+            return Drop(Reason.above_margin, f"margin {margin:.17g} > {self.max_margin:g}")
         if chosen.response.text == rejected.response.text:
             return Drop(Reason.identical_text, f"scores {chosen.score:g} and {rejected.score:g} for one text")
         if self.max_length_ratio is not None:
