@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from fusion.verifiers.sandbox import values
+from fusion.verifiers.sandbox.source import free_names
 
 _SPAWNING = ("doctest", "threading", "_thread", "concurrent", "multiprocessing")
 _RUNNERS = ("TextTestRunner", "TestProgram", "TestSuite", "TestResult", "FunctionTestCase")
@@ -164,32 +165,13 @@ def _scope(session: Session, tree: ast.Module, name: str | None, functions: list
     Only the function under test may have the name of a built-in: a program that defines `all` has no say in what a test means by it.
     """
     scope: dict[str, Any] = {"__name__": "test", "__builtins__": builtins}
-    for free in _free_names(tree):
+    for free in free_names(tree):
         if free == name or (free in functions and not hasattr(builtins, free)):
             scope[free] = session.stand_in(free)
         elif free in sys.stdlib_module_names:
             with contextlib.suppress(ImportError):
                 scope[free] = importlib.import_module(free)
     return scope
-
-
-def _free_names(tree: ast.Module) -> set[str]:
-    """Return the names that are read somewhere in the text and bound nowhere."""
-    read: set[str] = set()
-    bound: set[str] = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                read.add(name)
-            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                bound.add(name)
-            case ast.AsyncFunctionDef(name=name) | ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
-                bound.add(name)
-            case ast.alias(name=name, asname=renamed):
-                bound.add(renamed or name.partition(".")[0])
-            case _:
-                pass
-    return read - bound
 
 
 def _unused(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -220,7 +202,7 @@ def _call_unused(
 
 def _elsewhere(tree: ast.Module) -> str | None:
     """Return by what a test runs its asserts where their failure is seen by nobody, if by anything."""
-    used = _free_names(tree)
+    used = free_names(tree)
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):

@@ -211,9 +211,13 @@ def _is_plain(value: ast.expr) -> bool:
 
 
 def _lacking(tree: ast.AST) -> set[str]:
-    """Return the names that are read somewhere in a tree, bound nowhere in it, and not built in."""
+    return free_names(tree) - set(dir(builtins))
+
+
+def free_names(tree: ast.AST) -> set[str]:
+    """Return the names that are read somewhere in a tree and bound nowhere in it, built-in ones too."""
     read: set[str] = set()
-    bound: set[str] = set(dir(builtins))
+    bound: set[str] = set()
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Load()):
