@@ -49,7 +49,7 @@ def _python_of(user: int) -> str:
 
 @pytest.mark.parametrize("user", [None, UNUSED_UID], ids=["this user", "ordinary user"])
 @pytest.mark.parametrize("level", ["L3", "L2"])
-def test_no_attack_gets_through(level: str, user: int | None) -> None:
+def test_no_attack_gets_through(level: str, user: int | None, capsys: pytest.CaptureFixture) -> None:
     """As root and as an ordinary user, with and without namespaces."""
     if user is not None and os.geteuid() != 0:
         pytest.skip("this user is an ordinary one already")
@@ -59,6 +59,9 @@ def test_no_attack_gets_through(level: str, user: int | None) -> None:
     assert {(a["group"], a["name"]): a["found"] for a in report if a["found"]} == {}
     assert {(a["group"], a["name"]): a["result"] for a in report if a["ends"] and a["result"] not in a["ends"]} == {}
     assert not [attack for attack in report if attack["result"] == "infra_error"]
+    with capsys.disabled():
+        who = "an ordinary user" if user is not None else f"user {os.geteuid()}"
+        print(f"\n{len(report)} attacks at {level} as {who}: none through")
 
 
 def test_attacks_work_without_a_sandbox(capsys: pytest.CaptureFixture) -> None:
@@ -83,7 +86,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     runner.close()
 
 
-def test_no_forged_verdict_is_accepted() -> None:
+def test_no_forged_verdict_is_accepted(capsys: pytest.CaptureFixture) -> None:
     runner = Runner(Limits(timeout_s=0.5))
     accepted = {}
     for name, code in FORGERIES.items():
@@ -94,9 +97,11 @@ def test_no_forged_verdict_is_accepted() -> None:
     runner.close()
     assert len(FORGERIES) >= 16
     assert accepted == {}
+    with capsys.disabled():
+        print(f"\n{len(FORGERIES)} forged verdicts in 3 kinds of test: none accepted")
 
 
-def test_forgeries_fool_a_checker_in_the_process() -> None:
+def test_forgeries_fool_a_checker_in_the_process(capsys: pytest.CaptureFixture) -> None:
     """The same programs, asserted in their own process and judged by the exit code: many pass there."""
     fooled = []
     for name, code in FORGERIES.items():
@@ -106,6 +111,8 @@ def test_forgeries_fool_a_checker_in_the_process() -> None:
         process = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, check=False)
         fooled += [name] if process.returncode == 0 else []
     assert len(fooled) >= 16, fooled
+    with capsys.disabled():
+        print(f"\n{len(fooled)} of {len(FORGERIES)} forgeries fool a checker by exit code")
 
 
 def test_the_right_program_passes_where_forgeries_do_not() -> None:
@@ -116,7 +123,7 @@ def test_the_right_program_passes_where_forgeries_do_not() -> None:
     assert {outcome.result for outcome in outcomes.values()} == {Result.passed}, outcomes
 
 
-def test_ordinary_programs_pass(runner: Runner) -> None:
+def test_ordinary_programs_pass(runner: Runner, capsys: pytest.CaptureFixture) -> None:
     failed = {}
     for name, code, output in PROGRAMS:
         outcome = runner.run(Program(code), Printing(STDIN, output), None)
@@ -124,3 +131,5 @@ def test_ordinary_programs_pass(runner: Runner) -> None:
             failed[name] = outcome
     assert len(PROGRAMS) >= 100
     assert failed == {}
+    with capsys.disabled():
+        print(f"\n{len(PROGRAMS)} ordinary programs pass at {runner.sandbox.level}")
