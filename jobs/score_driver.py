@@ -98,6 +98,7 @@ def score_file(request: Request, *, command: str) -> Path:
     console = Console(soft_wrap=True)
     stage = _stage(request, source, settings, name=name)
     with _writable("--work", request.work):
+        request.work.mkdir(parents=True, exist_ok=True)
         unfinished = request.repair or state_of(stage, request.work).status != "hit"
         if unfinished:  # finished work is only read, e.g. that of another person
             try_writing(stage.directory(request.work) / MANIFEST)

@@ -1,9 +1,13 @@
 """How runs end: what is said of a program when it is over, and what it can count on until then."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from fusion.verifiers.sandbox import kernel
 from fusion.verifiers.sandbox.cases import Asserts, Call, Case, Printing
 from fusion.verifiers.sandbox.limits import Limits
 from fusion.verifiers.sandbox.outcomes import PASS, Result
@@ -30,6 +34,34 @@ def test_any_signal_that_a_program_sends_itself_is_its_own_end(runner: Runner, n
     outcome = runner.run(program, PRINTING, None)
     assert outcome.result is Result.runtime_error
     assert outcome.detail
+
+
+IGNORING = """
+import ctypes, signal, sys
+for number in (1, 2, 3, 10, 40):
+    signal.signal(number, signal.SIG_IGN)
+# What Python does not let us set: 1 is SIG_IGN, the first field of the kernel's struct sigaction.
+ignored = (ctypes.c_ulong * 4)(1)
+number_of_call = {"x86_64": 13, "aarch64": 134}[sys.argv[1]]
+assert ctypes.CDLL(None).syscall(number_of_call, 32, ignored, None, 8) == 0
+signal.pthread_sigmask(signal.SIG_BLOCK, (15, 41))
+from fusion.verifiers.sandbox.cases import Printing
+from fusion.verifiers.sandbox.limits import Limits
+from fusion.verifiers.sandbox.runs import Program, Runner
+runner = Runner(Limits(timeout_s=10.0))
+for number in (1, 2, 3, 10, 15, 32, 40, 41):
+    outcome = runner.run(Program(f"import os\\nos.kill(os.getpid(), {number})", ()), Printing("", ""), None)
+    print(number, outcome.result.value)
+runner.close()
+"""
+
+
+def test_what_the_owner_ignores_or_blocks_is_not_handed_down() -> None:
+    """`nohup` ignores SIGHUP, and a shell SIGINT and SIGQUIT in what it starts in the background."""
+    command = [sys.executable, "-c", IGNORING, kernel.machine()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    ends = dict(line.split() for line in done.stdout.splitlines())
+    assert ends == dict.fromkeys(["1", "2", "3", "10", "15", "32", "40", "41"], "runtime_error"), done.stderr
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)

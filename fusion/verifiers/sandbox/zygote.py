@@ -37,6 +37,8 @@ WARM = """
 LIBRARY_FD, CHANNEL_FD, RULES_FD = 3, inside.CHANNEL_FD, 5
 FIRST_MOVED = 64
 """Lowest number of a descriptor that is kept out of the way of programs."""
+_THREADING_SIGNALS = (32, 33)
+"""Those of the C library, which Python does not let us set."""
 WATCH_S = 0.02
 """Time between two looks at the number of threads, where no rlimit bounds it."""
 
@@ -173,6 +175,7 @@ def main(ceiling: str) -> None:
     Args:
         ceiling: the level to reach: `L3`, `L2` or `L1`. One that cannot be is refused, and the owner decides.
     """
+    _restore_signals()
     control = socket.socket(fileno=_moved_up(0))
     os.open(os.devnull, os.O_RDWR)  # Takes the place at 0.
     try:
@@ -186,6 +189,17 @@ def main(ceiling: str) -> None:
     finally:
         zygote.end()
         os._exit(0)
+
+
+def _restore_signals() -> None:
+    """Have signals act as in a process that a shell has started; `nohup` and others hand down what they ignore or block."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python ignores these two itself.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    usual = bytes(32)  # A `struct sigaction` of the kernel: the default, no flags, an empty mask.
+    for number in _THREADING_SIGNALS:
+        kernel.syscall(TABLES[kernel.machine()]["rt_sigaction"], number, usual, None, 8)
 
 
 def _prepare(control: socket.socket, ceiling: str) -> tuple[Zygote, dict[str, Any]]:
