@@ -21,8 +21,9 @@ from math_cases import CASES
 
 from fusion.rows import Prompt, Verdict
 from fusion.verifiers.answers import find_answer, gold_answer
+from fusion.verifiers.comparison import align, settle, variants
 from fusion.verifiers.math import MathJudge, MathVerifier
-from fusion.verifiers.notation import Spelling, align, settle, spell, variants
+from fusion.verifiers.notation import Spelling, spell
 
 
 def main() -> None:
