@@ -18,6 +18,7 @@ from fusion.losses import SftLoss
 from fusion.models import ModelRef
 from fusion.placement import GeneratePlacement, ScorePlacement
 from fusion.promptsets import Clean, ExistingAnswers, PromptSet
+from fusion.promptsets.common import DomainName
 from fusion.rewards import EVERY_DOMAIN, Canary, Scorer, model_of
 from fusion.rows import roles
 from fusion.sampling import Decoding, Precision
@@ -37,10 +38,6 @@ class ModelSpec(ModelRef):
     """System prompt, pinned date, template override and further stop tokens."""
     sampling: Decoding
     """Merged over the recipe's `sampling`: state only what differs."""
-
-
-DomainName = Annotated[str, Field(pattern=r"^[^/\s\x00-\x1f]{1,64}$")]
-"""Names of domains that a source answers."""
 
 
 class SourceModel(ModelSpec):

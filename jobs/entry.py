@@ -12,9 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
+
+import typer
 
 from fusion.errors import FuselineError, RecipeError
 
+RecipeBase = Annotated[
+    Path | None, typer.Option(help="Directory that the recipe's relative paths start from; default: the current one.")
+]
+"""Option `--base` of every command that reads a recipe."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of every job."""
 

@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 
 from fusion.recipe import load_recipe
 from jobs import layouts, score, sweep
-from jobs.entry import enter_base, run_command, stop_cleanly
+from jobs.entry import RecipeBase, enter_base, run_command, stop_cleanly
 
 app = typer.Typer(
     add_completion=False,
@@ -27,13 +27,10 @@ app = typer.Typer(
 )
 Recipes = Annotated[list[Path], typer.Argument(help="Recipe file, then overlays; later ones win.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="field.sub=value laid over the recipe; repeatable.")]
-Base = Annotated[
-    Path | None, typer.Option(help="Directory that the recipe's relative paths start from; default: the current one.")
-]
 
 
 @app.command()
-def plan(recipe: Recipes, set_: Sets = None, base: Base = None) -> None:
+def plan(recipe: Recipes, set_: Sets = None, base: RecipeBase = None) -> None:
     """Print stages, keys, hits, row counts and demands. Needs neither Ray nor a GPU."""
     from jobs.look import print_plan
 
@@ -74,7 +71,7 @@ def run(
         str | None, typer.Option(help="Ray cluster (auto, host:port); default: this job's, else own.")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Make damaged or outdated artifacts anew.")] = False,
-    base: Base = None,
+    base: RecipeBase = None,
 ) -> None:
     """Run a recipe; what is finished is not run again, what was begun is resumed."""
     from jobs.driver import drive, enter

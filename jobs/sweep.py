@@ -28,7 +28,7 @@ from fusion.pipeline import build
 from fusion.recipe import Recipe
 from fusion.report import result_table
 from fusion.stage import Stage
-from jobs.entry import enter_base, stop_cleanly
+from jobs.entry import RecipeBase, enter_base, stop_cleanly
 
 MOST_VARIANTS = 256
 MOST_CHARACTERS = 40
@@ -49,10 +49,7 @@ def command(
     arms: Annotated[list[str] | None, typer.Option("--arm", help="Arm in the table; repeatable; default: all.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what is shared and what would run; run nothing.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster (auto, host:port); default: own.")] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(help="Directory that the recipe's relative paths start from; default: the current one."),
-    ] = None,
+    base: RecipeBase = None,
 ) -> None:
     """Run variants of a recipe; what they have in common is made once."""
     recipes = expand(recipe, vary or [], variants or [], set_ or [])

@@ -8,18 +8,16 @@ import dataclasses
 import re
 
 from fusion.layouts.example import OTHER, Answer, Example, Kind, is_scored
+from fusion.promptsets.common import DOMAIN
 from fusion.promptsets.records import Refused
 
 _SIDES = {Kind.pair: ("chosen", "rejected"), Kind.wrpo: ("target_chosen", "rejected")}
 """Roles of the two answers that a loss sets against each other."""
 
-_DOMAIN = re.compile(r"[^/\s\x00-\x1f]{1,64}")
-"""Names of domains that a recipe can say something of (`DomainName` in `fusion/recipe.py`)."""
-
 
 def check_domain(domain: str, called: str) -> None:
     """Raise Refused for a domain that no recipe could name."""
-    if not _DOMAIN.fullmatch(domain):
+    if not re.fullmatch(DOMAIN, domain):
         raise Refused("bad_field", f"{called} {domain[:80]!r} must be 1 to 64 characters without white space and /")
 
 

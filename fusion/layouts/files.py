@@ -5,14 +5,12 @@ handed on as a `Refused`, so that it is counted and the others are read. Memory 
 of a JSON array of many gigabytes.
 """
 
-import contextlib
 import gzip
 import json
 import mmap
 import re
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 
 from fusion import strict_json
 from fusion.errors import InputError
+from fusion.promptsets.files import DAMAGED_GZIP, whole_gzip
 from fusion.promptsets.records import Refused
 
 Found = tuple[str, dict[str, Any] | Refused]
@@ -88,16 +87,8 @@ def _begins_array(head: bytes) -> bool:
 
 
 def _unzipped(path: Path, size: int) -> bytes:
-    with _whole_gzip(path), gzip.open(path) as file:
+    with whole_gzip(str(path)), gzip.open(path) as file:
         return file.read(size)
-
-
-@contextlib.contextmanager
-def _whole_gzip(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} is a damaged gzip file: {error}; copy it anew") from None
 
 
 # ---- JSON -------------------------------------------------------------------------------------
@@ -118,7 +109,7 @@ def _json_lines(path: Path, *, zipped: bool) -> Iterator[Found]:
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
                     yield f"{path}:{number}", _parse(line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED_GZIP as error:
         raise InputError(f"{path} is a damaged gzip file after line {number}: {error}; copy it anew") from None
 
 
@@ -146,7 +137,7 @@ def _plain_array(path: Path) -> Iterator[Found]:
 def _zipped_array(path: Path) -> Iterator[Found]:
     """Yield the members of an array in a gzip file, by way of a file without a name: the array may not fit into memory."""
     with tempfile.TemporaryFile() as file:
-        with _whole_gzip(path), gzip.open(path) as zipped:
+        with whole_gzip(str(path)), gzip.open(path) as zipped:
             shutil.copyfileobj(zipped, file)
         file.flush()
         yield from _json_array(path, file)

@@ -5,6 +5,7 @@ A prompt set is two things: files with records (`RecordFiles`: local or from the
 see `existing.py`.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,10 @@ from fusion.promptsets.filters import Filter
 DatasetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
 """Names of data sets become table rows."""
 
+DOMAIN = r"[^/\s\x00-\x1f]{1,64}"
+"""Pattern of the names of domains that a recipe can say something of."""
+DomainName = Annotated[str, Field(pattern=rf"^{DOMAIN}$")]
+
 PromptField = Literal["id", "prompt", "messages", "domain", "reference", "tests", "entry_point"]
 
 
@@ -25,22 +30,22 @@ class RecordFiles(Config):
     """Files with records; each kind says where they are, what identifies them, and reads them."""
 
     @property
+    @abstractmethod
     def content(self) -> dict[str, Any]:
         """What identifies the records, wherever they are."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def location(self) -> str:
         """Where they are, in a few words for messages."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self) -> Iterator[tuple[str, Iterator[Record]]]:
         """Yield each file's name and its records.
 
         Raises:
             InputError: a file cannot be had, or cannot be read.
         """
-        raise NotImplementedError
 
 
 class PromptFields(RecordFiles):

@@ -4,6 +4,7 @@ A file that cannot be read as a whole (missing, not UTF-8, a torn line, a cut gz
 refused with its name and line; a single unusable record is a quarantined row, see `records.py`.
 """
 
+import contextlib
 import gzip
 import json
 import zlib
@@ -19,6 +20,9 @@ from fusion.artifact import file_sha256
 from fusion.errors import InputError
 from fusion.promptsets.common import PromptFields, RecordFiles
 from fusion.promptsets.fields import Record
+
+DAMAGED_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What is raised of a gzip file that is cut or damaged."""
 
 
 class LocalFile(RecordFiles):
@@ -110,7 +114,7 @@ def read_jsonl(path: Path) -> Iterator[Record]:
                 line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 if line.strip():
                     yield f"{path}:{number}", _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED_GZIP as error:
         raise InputError(
             f"prompts file {path} is a damaged gzip file after line {number}: {error}; copy it anew"
         ) from None
@@ -131,10 +135,17 @@ def _plain(path: Path) -> bytes:
     data = path.read_bytes()
     if data[:2] != b"\x1f\x8b":
         return data
-    try:
+    with whole_gzip(f"prompts file {path}"):
         return gzip.decompress(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"prompts file {path} is a damaged gzip file: {error}; copy it anew") from None
+
+
+@contextlib.contextmanager
+def whole_gzip(called: str) -> Iterator[None]:
+    """Turn what is said of a gzip file that is cut or damaged into an InputError."""
+    try:
+        yield
+    except DAMAGED_GZIP as error:
+        raise InputError(f"{called} is a damaged gzip file: {error}; copy it anew") from None
 
 
 def _parse(data: bytes, place: str) -> Any:

@@ -6,13 +6,14 @@ comparison), texts, choices, dates and times, and `variants` says what is asked 
 
 import dataclasses
 import re
+from fractions import Fraction
 
 from fusion.verifiers.notation import Spelling, spell
 from fusion.verifiers.units import LETTER_UNIT, plain_number
 
-_BRACKETS_AND = r"[{}()\[\]]"
-_EQUALS_OR_BRACE = re.compile(rf"(?<![<>!\\:])=(?!=)|{_BRACKETS_AND}")
-_LINK_OR_BRACE = re.compile(rf"\\text\{{\s*(?:and|or)\s*\}}|,\s*(?:and|or)\b|[,;]|\b(?:and|or)\b|{_BRACKETS_AND}")
+_BRACKETS = r"[{}()\[\]]"
+_EQUALS_OR_BRACE = re.compile(rf"(?<![<>!\\:])=(?!=)|{_BRACKETS}")
+_LINK_OR_BRACE = re.compile(rf"\\text\{{\s*(?:and|or)\s*\}}|,\s*(?:and|or)\b|[,;]|\b(?:and|or)\b|{_BRACKETS}")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?")
 _NAME_EQUALS = re.compile(rf"{_NAME.pattern}\s*=(?!=)\s*")
 # `2x = 5` is an equation that nobody has solved, `a + b = 5` may well be what was asked for.
@@ -91,15 +92,14 @@ def settle(gold: Spelling, answer: Spelling, decimals: int) -> bool | None:
         return same_numbers
     if _differ_in_form(gold.text, answer.text):
         return False
-    values = plain_number(gold.text), plain_number(answer.text)
-    if values[0] is None or values[1] is None:
+    values = _plain_numbers([gold.text, answer.text], decimals)
+    if values is None:
         return None
-    if any(len(text.partition(".")[2]) > decimals for text in (gold.text, answer.text)):
-        return None
-    if values[0] == values[1]:
+    expected, found = values
+    if expected == found:
         return True
     if gold.percent != answer.percent:
-        return values[0] == values[1] / 100 if answer.percent else values[0] / 100 == values[1]
+        return expected == found / 100 if answer.percent else expected / 100 == found
     return False
 
 
@@ -220,11 +220,17 @@ def _same_date_or_time(gold: str, answer: str) -> bool | None:
 def _same_numbers(gold: str, answer: str, decimals: int) -> bool | None:
     """Return whether two lists have the same plain numbers, each as often; None where they are anything else."""
     golds, answers = _items(gold), _items(answer)
-    if len(golds) < 2 or len(answers) < 2 or any(len(n.partition(".")[2]) > decimals for n in golds + answers):
+    if len(golds) < 2 or len(answers) < 2:
         return None
-    values = [[plain_number(item) for item in items] for items in (golds, answers)]
-    numbers = [[value for value in side if value is not None] for side in values]
-    return sorted(numbers[0]) == sorted(numbers[1]) if numbers == values else None
+    expected, found = _plain_numbers(golds, decimals), _plain_numbers(answers, decimals)
+    return None if expected is None or found is None else sorted(expected) == sorted(found)
+
+
+def _plain_numbers(texts: list[str], decimals: int) -> list[Fraction] | None:
+    """Return the values of plain numbers; None where one is anything else, or has more decimals than are compared."""
+    values = [plain_number(text) for text in texts if len(text.partition(".")[2]) <= decimals]
+    numbers = [value for value in values if value is not None]
+    return numbers if len(numbers) == len(texts) else None
 
 
 def _differ_in_form(gold: str, answer: str) -> bool:

@@ -25,10 +25,11 @@ from fusion.layouts.example import FACTS, KINDS, ROLES, Answer, Example, Kind, e
 from fusion.layouts.files import MAX_BYTES, read_records
 from fusion.layouts.importing import import_files
 from fusion.layouts.writing import json_text
+from fusion.promptsets.common import DomainName
 from fusion.promptsets.existing import ExistingAnswers
 from fusion.promptsets.files import JsonlFile
 from fusion.promptsets.records import Refused, content_digest, to_prompt
-from fusion.recipe import DomainName, Recipe
+from fusion.recipe import Recipe
 from fusion.row_files import count_rows, read_rows, row_type_of
 from fusion.rows import (
     TRAINING_ROWS,
