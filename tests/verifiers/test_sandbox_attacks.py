@@ -1,9 +1,12 @@
 """The attack set against the sandbox, forged verdicts, and ordinary programs: what must not pass and what must."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from fusion.verifiers.sandbox.outcomes import Result
 from fusion.verifiers.sandbox.processes import Level
 from fusion.verifiers.sandbox.runs import Program, Runner
 
-WORLD = Path(__file__).parent / "sandbox_world.py"
+ROOT = Path(__file__).parents[2]
+WORLD = Path(__file__).relative_to(ROOT).parent / "sandbox_world.py"
 UNUSED_UID = 0x6FFF1234
 GROUPS = {"read", "write", "parent", "socket", "signal", "process", "resource", "call", "flood"}
 
@@ -27,11 +31,28 @@ def run_world(mode: str, user: int | None = None) -> list[dict]:
     """Return what `sandbox_world.py` reports, run as this user or, by root, as another."""
     python = sys.executable if user is None else _python_of(user)
     identity = {} if user is None else {"user": user, "group": user, "extra_groups": []}
-    process = subprocess.run(
-        [python, str(WORLD), mode], capture_output=True, cwd="/", env={"PATH": "/usr/bin:/bin"}, check=False, **identity
-    )
+    with contextlib.nullcontext(ROOT) if user is None else _readable_copy() as root:
+        process = subprocess.run(
+            [python, str(root / WORLD), mode],
+            capture_output=True,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin"},
+            check=False,
+            **identity,
+        )
     assert process.returncode == 0, process.stderr.decode()[-2000:]
     return json.loads(process.stdout)
+
+
+@contextlib.contextmanager
+def _readable_copy() -> Iterator[Path]:
+    """Give a copy of what the world needs that every user can read; a clone may be in a private folder."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-copy-") as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        for part in ("fusion", WORLD.parent):
+            shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        yield root
 
 
 def _python_of(user: int) -> str:
