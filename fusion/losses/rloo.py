@@ -14,6 +14,15 @@ reference, with the log-ratio in place of the ratio, so that nothing overflows:
 Within the range its gradient is that of the plain form; a response that has moved by more than `clip` nats per token
 in the direction of its advantage gets none. L is at least -(1/n) * sum_j |A_j| * c_j.
 
+With `kl` the penalty of RLOO (section 3, R = r - beta * l) holds the policy instead. It needs no samples of the policy, since
+what leave-one-out does with such rewards, A_j of R in place of A_j of r, is the gradient of a function that is never
+negative: the variance (that of a sample, n - 1) of the penalised scores of the group,
+
+    L = 1/(2 kl) * Var_j( r_j - kl * l_j ),        dL = - (1/n) * sum_j A_j(r - kl * l) * d log pi_theta(y_j|x)
+
+which is 0 where l_j = r_j / kl up to a number of the prompt's, the optimum of reward with KL penalty on these responses
+(for pairs the squared form of arXiv 2406.19185). At the start, l = 0, the gradient is that of the plain form.
+
 A row of FusePO has a group of responses per source, each compared within itself, and the weighted sum of their losses:
 
     L = sum_i w_i * L_i,    sum_i w_i = 1
@@ -25,7 +34,8 @@ pi_theta / |y_j|, l_j / |y_j| and `clip`, so that long responses do not count mo
 
 Example: a first group with scores 3 and 1, advantages 2 and -2, and log-probabilities -5 and -7 has the plain loss
 -(2 * -5 + -2 * -7) / 2 = -2; a second one with scores 0, 1 and 2, advantages -1.5, 0 and 1.5, and log-probabilities -4,
--3 and -2 has -(-1.5 * -4 + 1.5 * -2) / 3 = -1; with w = (0.75, 0.25) the row has 0.75 * -2 + 0.25 * -1 = -1.75.
+-3 and -2 has -(-1.5 * -4 + 1.5 * -2) / 3 = -1; with w = (0.75, 0.25) the row has 0.75 * -2 + 0.25 * -1 = -1.75. With `kl`
+0.5 and log-ratios 2 and 0 the first group has penalised scores 2 and 1, Var 0.5, and the loss 0.5 / (2 * 0.5) = 0.5.
 
 Symbols: y_j `responses`, r_j their scores, n responses of the group, |y_j| tokens, w_i the groups' shares of the row,
 pi_theta `policy`, pi_ref the frozen `reference`. The metrics are weighted sums over the groups; `logps/chosen` and
@@ -37,9 +47,9 @@ part in anything, an absent group has only such and the weight 0.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fusion.losses.common import (
     BaseLoss,
@@ -69,32 +79,33 @@ def leave_one_out(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Te
     return (n_B1 / (n_B1 - 1).clamp(min=1)) * (scores_BK - mean_B1) * present_BK
 
 
-def deviations(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Tensor:
-    """Return (B, 1) standard deviations of the present scores, as of a sample (n - 1); 0 where all are alike."""
+def variances(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Tensor:
+    """Return (B, 1) variances of the present scores, as of a sample (n - 1); 0 where all are alike, or one is alone."""
     n_B1 = present_BK.sum(1, keepdim=True)
     mean_B1 = (scores_BK * present_BK).sum(1, keepdim=True) / n_B1.clamp(min=1)
     squares_B1 = (((scores_BK - mean_B1) * present_BK) ** 2).sum(1, keepdim=True)
-    return (squares_B1 / (n_B1 - 1).clamp(min=1)).sqrt()
+    return squares_B1 / (n_B1 - 1).clamp(min=1)
 
 
-def group_loss(inputs: LossInputs, *, clip: float | None, normalised: bool, averaged: bool) -> LossOutput:
+def group_loss(
+    inputs: LossInputs, *, clip: float | None, kl: float | None, normalised: bool, averaged: bool
+) -> LossOutput:
     """Return the loss of each group and its metrics.
 
     Args:
         inputs: role `responses`, (B, K), with its scores; a row is one group.
-        clip: nats per token; None = the plain form.
-        normalised: whether advantages are divided by the standard deviation of the group's scores.
+        clip: nats per token; None with no `kl` = the plain form.
+        kl: score per nat; None = no penalty. One of the two at most.
+        normalised: whether scores are divided by the standard deviation of the group's.
         averaged: whether a response counts with its mean per token, or with its sum over tokens.
     """
     import torch  # here and not above: recipes load without torch
 
     logps_BK, num_tokens_BK = inputs.policy[ROLE], inputs.policy.num_tokens[ROLE]
     present_BK, scores_BK = num_tokens_BK > 0, inputs.scores[ROLE].to(logps_BK.dtype)
-    advantages_BK = leave_one_out(scores_BK, present_BK)
-    if normalised:
-        advantages_BK = advantages_BK / (deviations(scores_BK, present_BK) + TINY)
-    if averaged:
-        advantages_BK = advantages_BK / num_tokens_BK.clamp(min=1)  # instead of what they are multiplied by
+    unit_B1 = variances(scores_BK, present_BK).sqrt() + TINY if normalised else 1
+    tokens_BK = num_tokens_BK.clamp(min=1) if averaged else 1  # what log-probabilities are counted per
+    advantages_BK = leave_one_out(scores_BK, present_BK) / unit_B1 / tokens_BK
     best_B1 = scores_BK.where(present_BK, -torch.inf).argmax(1, keepdim=True)
     worst_B1 = scores_BK.where(present_BK, torch.inf).argmin(1, keepdim=True)
     metrics = {
@@ -102,21 +113,23 @@ def group_loss(inputs: LossInputs, *, clip: float | None, normalised: bool, aver
         "logps/rejected": logps_BK.gather(1, worst_B1).squeeze(1),
         "logps/responses": mean_of_present(logps_BK, num_tokens_BK),
     }
-    if clip is None:
+    if clip is None and kl is None:
         return LossOutput(-mean_of_present(advantages_BK * logps_BK, num_tokens_BK), detached(metrics))
-    ratios_BK, range_BK = (
-        log_ratios(inputs.policy, inputs.reference)[ROLE],
-        clip * num_tokens_BK.to(logps_BK.dtype),
-    )
-    plain_BK = advantages_BK * ratios_BK
-    clipped_BK = advantages_BK * ratios_BK.clamp(-range_BK, range_BK)
+    ratios_BK = log_ratios(inputs.policy, inputs.reference)[ROLE]
     metrics |= {
         "rewards/chosen": ratios_BK.gather(1, best_B1).squeeze(1),
         "rewards/rejected": ratios_BK.gather(1, worst_B1).squeeze(1),
-        "clip_ratio/region_mean": mean_of_present(clipped_BK < plain_BK, num_tokens_BK),
     }
     metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
     metrics["rewards/accuracies"] = metrics["rewards/margins"] > 0
+    if kl is not None:
+        penalised_BK = scores_BK / unit_B1 - kl * ratios_BK / tokens_BK
+        return LossOutput(variances(penalised_BK, present_BK).squeeze(1) / (2 * kl), detached(metrics))
+    assert clip is not None  # the plain form is done above
+    range_BK = clip * num_tokens_BK.to(logps_BK.dtype)
+    plain_BK = advantages_BK * ratios_BK
+    clipped_BK = advantages_BK * ratios_BK.clamp(-range_BK, range_BK)
+    metrics["clip_ratio/region_mean"] = mean_of_present(clipped_BK < plain_BK, num_tokens_BK)
     return LossOutput(-mean_of_present(torch.minimum(plain_BK, clipped_BK), num_tokens_BK), detached(metrics))
 
 
@@ -150,14 +163,16 @@ def by_group(inputs: LossInputs) -> tuple[LossInputs, torch.Tensor]:
     return groups, weights_BGK.amax(2)
 
 
-def rloo_loss(inputs: LossInputs, *, clip: float | None, normalised: bool, averaged: bool) -> LossOutput:
+def rloo_loss(
+    inputs: LossInputs, *, clip: float | None, kl: float | None, normalised: bool, averaged: bool
+) -> LossOutput:
     """Return the loss of each row and its metrics, both of them weighted sums over the row's groups.
 
     Args:
         inputs: role `responses`, (B, K), with its scores, and the weights and groups of rows with several groups.
     """
     groups, weights_BG = by_group(inputs)
-    output = group_loss(groups, clip=clip, normalised=normalised, averaged=averaged)
+    output = group_loss(groups, clip=clip, kl=kl, normalised=normalised, averaged=averaged)
 
     def over_groups(values: torch.Tensor) -> torch.Tensor:
         return weighted_sum(values.reshape(weights_BG.shape), weights_BG)
@@ -173,20 +188,36 @@ class RlooLoss(BaseLoss):
 
     type: Literal["rloo"] = "rloo"
     clip: float | None = Field(default=0.2, gt=0)
-    """Nats per token by which a response may move from the reference before its gradient stops; null = the plain form,
-    which has no lower bound and needs no reference."""
+    """Nats per token by which a response may move from the reference before its gradient stops; null without `kl` = the
+    plain form, which has no lower bound and needs no reference. With `kl` it is null."""
+    kl: float | None = Field(default=None, gt=0)
+    """Score that a nat of log-ratio to the reference costs, the beta of RLOO's penalty; it stands in for `clip`."""
     advantages: Literal["plain", "normalised"] = "plain"
     """Advantages in units of the score, or divided by the standard deviation of their group's scores."""
     per: Literal["sequence", "token"] = "sequence"
     """Whether a response counts with its log-probability summed over its tokens or with the mean per token."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_hold(cls, data: Any) -> Any:
+        """Take `kl` without a word of `clip` as `clip: null`, and refuse both."""
+        if not isinstance(data, dict) or data.get("kl") is None:
+            return data
+        if data.get("clip") is not None:
+            raise ValueError("clip and kl are two ways to hold the policy near its reference; give one of them")
+        return {**data, "clip": None}
+
     @property
     def needs_reference(self) -> bool:
         """The plain form has no use for one."""
-        return self.clip is not None
+        return self.clip is not None or self.kl is not None
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the loss of each row; it does not depend on the step."""
         return rloo_loss(
-            inputs, clip=self.clip, normalised=self.advantages == "normalised", averaged=self.per == "token"
+            inputs,
+            clip=self.clip,
+            kl=self.kl,
+            normalised=self.advantages == "normalised",
+            averaged=self.per == "token",
         )

@@ -12,6 +12,15 @@ share alpha equally (our generalisation). Rows with source responses to avoid ha
 
 whose formula the paper does not print: this is the form that mirrors the preferred side.
 
+`mix: losses` mixes the losses of two comparisons in place of the rewards of one preferred side, m_y = r(y) - what is rejected,
+
+    L = alpha * mean_K losses(m_ws) + (1 - alpha) * losses(m_wt)
+
+With alpha = 0.5 over DPO it is the other branch of the published trainer, the mean of two DPO losses. At alpha 0 and 1 both
+mixes are one; in between this one is larger, since the losses are convex, and each comparison keeps a gradient of its own.
+Example: DPO with beta 0.5, alpha 0.25 and log-ratios y_ws 4, y_wt -2, y_l 1 has margins 1.5 and -1.5. Mixed rewards: m = -0.75,
+L = 1.1369; mixed losses: 0.25 * 0.2014 + 0.75 * 1.7014 = 1.3264.
+
 Symbols: y_ws `source_chosen`, y_wt `target_chosen`, y_ls `source_rejected`, y_l `rejected`, all of the row types
 PreferenceQuadruple and PreferenceSet; `alpha` in [0, 1].
 Legend: B = rows of a batch; group roles are (B, K) with their own K.
@@ -39,8 +48,10 @@ if TYPE_CHECKING:
 EXTRA = "source_rejected"
 
 
-def wrpo_loss(inputs: LossInputs, *, objective: Objective, alpha: float) -> LossOutput:
-    """Return the WRPO loss of each row and its metrics.
+def wrpo_loss(
+    inputs: LossInputs, *, objective: Objective, alpha: float, mix: Literal["rewards", "losses"] = "rewards"
+) -> LossOutput:
+    """Return the WRPO loss of each row and its metrics; margins and accuracies are of the mixed rewards with either mix.
 
     Args:
         inputs: roles `source_chosen`, (B,) or (B, K), `target_chosen` and `rejected`, (B,), and of PreferenceSet rows
@@ -62,7 +73,11 @@ def wrpo_loss(inputs: LossInputs, *, objective: Objective, alpha: float) -> Loss
     chosen_B, rejected_B = preferred(rewards), rejected(rewards)
     margins_B = chosen_B - rejected_B  # the weighted rewards of both sides
     worst_B, source = rewards["rejected"], rewards["source_chosen"]
-    beaten = source > (worst_B if source.dim() == 1 else worst_B[:, None])
+
+    def beside_source(values_B: torch.Tensor) -> torch.Tensor:
+        return values_B if source.dim() == 1 else values_B[:, None]
+
+    beaten = source > beside_source(worst_B)
     metrics = {
         "alpha": margins_B.new_full(margins_B.shape, alpha),
         "rewards/chosen": chosen_B,
@@ -78,7 +93,15 @@ def wrpo_loss(inputs: LossInputs, *, objective: Objective, alpha: float) -> Loss
         "logps/target_chosen": policy["target_chosen"],
         "logps/rejected": rejected(policy.logps),
     }
-    losses_B, nll_B = objective.losses(margins_B), -preferred(per_token(policy.logps, num_tokens))
+    if mix == "rewards":
+        losses_B = objective.losses(margins_B)
+    else:
+        apart = {
+            "source_chosen": source - beside_source(rejected_B),
+            "target_chosen": rewards["target_chosen"] - rejected_B,
+        }
+        losses_B = preferred({role: objective.losses(margins) for role, margins in apart.items()})
+    nll_B = -preferred(per_token(policy.logps, num_tokens))
     return with_nll(objective, losses_B, nll_B, metrics | _extra_metrics(inputs, rewards))
 
 
@@ -104,10 +127,13 @@ class WrpoBase(Objective, BaseLoss):
     type: Literal["wrpo"] = "wrpo"
     alpha: Alpha
     """Share of the source responses: a number, or `{from: 0.0, to: 0.1}` for a straight ramp over the optimizer steps."""
+    mix: Literal["rewards", "losses"] = "rewards"
+    """What alpha mixes: the rewards of the preferred side, as the paper does, or the losses of two comparisons."""
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Return the loss of each row with the alpha of the optimizer step."""
-        return wrpo_loss(inputs, objective=self, alpha=self.alpha.value_at(inputs.step, inputs.total_steps))
+        alpha = self.alpha.value_at(inputs.step, inputs.total_steps)
+        return wrpo_loss(inputs, objective=self, alpha=alpha, mix=self.mix)
 
     def schedule_metrics(self, learning_rates: Sequence[float]) -> dict[str, list[float]]:
         """Return the alpha that the updates have seen on average, after each step."""

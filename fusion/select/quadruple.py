@@ -4,13 +4,16 @@
     y_wt, y_l = argmax and argmin over the target's own answers     -> target_chosen, rejected
 
 Example: sources score 5 and 7, own answers 2, 4 and 1: the row is (7, 4, 1) and its margin 4 - 1 = 3.
+With `source_rank: 2` y_ws is the second best source answer, here the 5, an ablation of the paper (table 9).
 Margins are those of the own pair; the paper does not compare the source answer with it, and neither is done here.
 """
 
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from fusion.rows import PreferenceQuadruple
-from fusion.select.common import Drop, Paired, PromptGroup
+from fusion.select.common import Drop, Paired, PromptGroup, Reason
 
 
 class Quadruple(Paired):
@@ -23,6 +26,8 @@ class Quadruple(Paired):
     type: Literal["quadruple"] = "quadruple"
     side: Literal["preference"] = "preference"
     """Prompts that it is for: own answers exist on this side only."""
+    source_rank: int = Field(default=1, ge=1)
+    """Place of the source answer among all answers of all sources, best first; a prompt with fewer gives no row."""
 
     def __call__(self, group: PromptGroup) -> PreferenceQuadruple | Drop:
         """Return the row of one prompt, or why there is none."""
@@ -30,4 +35,10 @@ class Quadruple(Paired):
         if isinstance(found, Drop):
             return found
         source, (target_chosen, rejected) = found
-        return PreferenceQuadruple(group.prompt, self.best(source), target_chosen, rejected)
+        if len(source) < self.source_rank:
+            return Drop(
+                Reason.no_source_response,
+                f"source answers: {len(source)}; asked for is the one of rank {self.source_rank}",
+            )
+        chosen = self.best_first(source)[self.source_rank - 1]
+        return PreferenceQuadruple(group.prompt, chosen, target_chosen, rejected)

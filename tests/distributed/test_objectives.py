@@ -94,6 +94,7 @@ OBJECTIVES = {
     "wrpo of sets": (WrpoLoss(beta=0.1, alpha={"type": "cosine", "from": 0.0, "to": 0.5}, nll_weight=0.1), None),
     "rloo": (RlooLoss(), None),
     "plain rloo": (RlooLoss(clip=None), None),
+    "rloo with kl": (RlooLoss(kl=0.05), None),
 }
 
 

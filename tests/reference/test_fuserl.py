@@ -40,6 +40,8 @@ RLOO = [
     RlooLoss(clip=None),
     RlooLoss(advantages="normalised"),
     RlooLoss(clip=None, per="token"),
+    RlooLoss(kl=0.3),
+    RlooLoss(kl=0.3, advantages="normalised", per="token"),
 ]
 
 

@@ -31,10 +31,13 @@ EXAMPLES = [
     {"type": "rloo", "clip": None},
     {"type": "rloo", "clip": None, "advantages": "normalised"},
     {"type": "rloo", "clip": None, "per": "token"},
+    {"type": "rloo", "kl": 0.3},
+    {"type": "rloo", "kl": 0.3, "advantages": "normalised", "per": "token"},
     {"type": "ipo", "tau": 0.4, "nll_weight": 0.2},
     *({"type": name, **fields} for name, fields in OBJECTIVES.items()),
     *({"type": "wrpo", "objective": name, "alpha": RAMP, **fields} for name, fields in OBJECTIVES.items()),
     {"type": "wrpo", "beta": 0.3, "alpha": RAMP, "nll_weight": 0.5},
+    *({"type": "wrpo", "objective": o, "alpha": RAMP, "mix": "losses", **fields} for o, fields in OBJECTIVES.items()),
 ]
 CASES = [(LOSS.validate_python(fields), fields) for fields in EXAMPLES]
 ON_ROWS = [
@@ -170,10 +173,11 @@ def test_one_constant_cancels(fields, averaged) -> None:
         )
 
 
-def test_rloo_plain_does_not_feel_a_constant_of_the_group() -> None:
+@pytest.mark.parametrize("held", [{"clip": None}, {"kl": 0.3}], ids=str)
+def test_rloo_does_not_feel_a_constant_of_the_group_where_nothing_is_clipped(held) -> None:
     """Advantages sum to zero, so one constant added to all log-probabilities of a group changes no loss: every group of a
-    row may have its own."""
-    loss = LOSS.validate_python({"type": "rloo", "clip": None})
+    row may have its own. Nor does a variance."""
+    loss = LOSS.validate_python({"type": "rloo", **held})
     for row_type in loss.row_types:
         inputs = random_inputs(row_type, seed=4)
         constants = 3.25 + inputs.groups.get("responses", torch.zeros(1, dtype=torch.int64))
@@ -224,6 +228,7 @@ def test_means_leave_absent_responses_out() -> None:
         ({"type": "wrpo", "objective": "ipo", "tau": 0.1, "alpha": 0.5, "gamma": 1}, "unknown field 'gamma'"),
         ({"type": "wrpo", "objective": "simpo", "beta": 0.1, "alpha": 0.5}, "gamma"),
         ({"type": "wrpo", "objective": "hinge", "alpha": 0.5}, "'hinge' found using 'objective'"),
+        ({"type": "wrpo", "beta": 0.1, "alpha": 0.5, "mix": "logps"}, "mix"),
         ({"type": "dpo", "beta": 0.1, "alpha": 0.5}, "alpha"),
         ({"type": "dpo", "beta": -1}, "beta"),
         ({"type": "dpo", "beta": 1, "label_smoothing": 0.5}, "label_smoothing"),
@@ -233,6 +238,8 @@ def test_means_leave_absent_responses_out() -> None:
         ({"type": "ipo", "tau": 1, "log_ratios": "mean"}, "log_ratios"),
         ({"type": "simpo", "beta": 2}, "gamma"),
         ({"type": "rloo", "clip": 0}, "clip"),
+        ({"type": "rloo", "kl": 0}, "kl"),
+        ({"type": "rloo", "kl": 0.1, "clip": 0.2}, "clip and kl are two ways"),
         ({"type": "rloo", "advantages": "whitened"}, "advantages"),
         ({"type": "rloo", "per": "word"}, "per"),
         ({"type": "sft", "normalise": "rows"}, "normalise"),

@@ -1,12 +1,12 @@
-"""RLOO by hand: advantages, the plain form, and the clipped form that is bounded below."""
+"""RLOO by hand: advantages, the plain form, and the two that are bounded below, clipped and with a KL penalty."""
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from fusion.losses import RlooLoss  # noqa: E402
-from fusion.losses.rloo import leave_one_out  # noqa: E402
-from fusion.rows import ResponseGroup  # noqa: E402
+from fusion.losses import IpoLoss, RlooLoss  # noqa: E402
+from fusion.losses.rloo import TINY, leave_one_out, variances  # noqa: E402
+from fusion.rows import PreferencePair, ResponseGroup  # noqa: E402
 from loss_inputs import given, logps, random_inputs, with_logps  # noqa: E402
 
 
@@ -109,5 +109,80 @@ def test_gradcheck_with_a_range_that_binds() -> None:
     assert torch.autograd.gradcheck(lambda v: loss(with_logps(inputs, {"responses": v})).losses_B, [sums])
 
 
-def test_only_the_clipped_form_needs_a_reference() -> None:
-    assert RlooLoss().needs_reference and not RlooLoss(clip=None).needs_reference
+# ---- with a KL penalty ------------------------------------------------------------------------
+
+
+def test_the_penalised_form_by_hand() -> None:
+    """Scores 3 and 1, log-ratios 1 and -0.5, kl 0.5: penalised 2.5 and 1.25, Var 1.25^2 / 2 = 0.78125, the loss as much.
+
+    Per token, of 4 and 1: 3 - 0.125 and 1 + 0.25, Var 1.625^2 / 2 = 1.3203125. Normalised: the scores deviate by sqrt(2),
+    so they are 3 / sqrt(2) - 0.5 and 1 / sqrt(2) + 0.25: Var (sqrt(2) - 0.75)^2 / 2 = 0.2205898.
+    """
+    tokens = {"responses": [[4, 1]]}
+    inputs = given(
+        logps(tokens, responses=[[-5, -7]]), logps(tokens, responses=[[-6, -6.5]]), scores={"responses": [[3, 1]]}
+    )
+    found = RlooLoss(kl=0.5)(inputs)
+    assert found.losses_B.item() == 0.78125
+    assert found.metrics["rewards/margins"].item() == 1.5 and "clip_ratio/region_mean" not in found.metrics
+    assert RlooLoss(kl=0.5, per="token")(inputs).losses_B.item() == 1.3203125
+    normalised = RlooLoss(kl=0.5, advantages="normalised")(inputs)
+    assert normalised.losses_B.item() == pytest.approx((2**0.5 - 0.75) ** 2 / 2, abs=2e-6)
+
+
+@pytest.mark.parametrize("per", ["sequence", "token"])
+@pytest.mark.parametrize("advantages", ["plain", "normalised"])
+def test_its_gradient_is_leave_one_out_on_rewards_with_the_penalty(advantages, per) -> None:
+    """-A_j(r - kl * l) / n, the REINFORCE coefficients of arXiv 2402.14740 with R = r - beta * l."""
+    inputs = random_inputs(ResponseGroup, rows=6, seed=7)
+    tokens, scores = inputs.policy.num_tokens["responses"], inputs.scores["responses"]
+    present, counted = tokens > 0, tokens.clamp(min=1) if per == "token" else 1
+    if advantages == "normalised":
+        scores = scores / (variances(scores, present).sqrt() + TINY)
+    ratios = (inputs.policy["responses"] - inputs.reference["responses"]) / counted
+    shaped = leave_one_out(scores - 0.3 * ratios, present)
+    expected = -shaped / present.sum(1, keepdim=True) / counted
+    found = gradient(RlooLoss(kl=0.3, advantages=advantages, per=per), inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("per", ["sequence", "token"])
+def test_at_the_start_the_penalised_form_moves_as_the_plain_one(per) -> None:
+    """Where policy and reference are one, whatever `kl`."""
+    inputs = random_inputs(ResponseGroup, rows=6, seed=8)
+    start = with_logps(inputs, {"responses": inputs.reference["responses"]})
+    plain = gradient(RlooLoss(clip=None, per=per), start)
+    for kl in (0.01, 1.0, 30.0):
+        torch.testing.assert_close(gradient(RlooLoss(kl=kl, per=per), start), plain, rtol=1e-12, atol=1e-14)
+
+
+def test_the_penalised_form_is_never_negative_and_zero_at_its_optimum() -> None:
+    """l_j = r_j / kl + c: pi is the reference tilted by exp(r / kl), the optimum of reward with KL penalty."""
+    inputs = random_inputs(ResponseGroup, rows=6, seed=9)
+    loss, present = RlooLoss(kl=0.2), inputs.policy.num_tokens["responses"] > 0
+    assert loss(inputs).losses_B.min() > 0
+    best = (inputs.reference["responses"] + inputs.scores["responses"] / 0.2 + 1.5) * present
+    at_best = with_logps(inputs, {"responses": best})
+    torch.testing.assert_close(loss(at_best).losses_B, torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-20)
+    assert gradient(loss, at_best).abs().max() < 1e-12
+
+
+def test_of_two_responses_the_penalised_form_is_ipo() -> None:
+    """kl / 4 times (l_w - l_l - (r_w - r_l) / kl)^2: IPO with 1 / (2 tau) = (r_w - r_l) / kl. Scores 3 and 1, kl 0.5: tau 0.125."""
+    pairs = random_inputs(PreferencePair, rows=5, seed=10)
+
+    def side_by_side(of):
+        return logps(
+            {"responses": torch.stack([of.num_tokens["chosen"], of.num_tokens["rejected"]], 1)},
+            responses=torch.stack([of["chosen"], of["rejected"]], 1).tolist(),
+        )
+
+    groups = given(side_by_side(pairs.policy), side_by_side(pairs.reference), scores={"responses": [[3, 1]] * 5})
+    expected = 0.5 / 4 * IpoLoss(tau=0.125)(pairs).losses_B
+    torch.testing.assert_close(RlooLoss(kl=0.5)(groups).losses_B, expected, rtol=1e-12, atol=0)
+
+
+def test_only_the_plain_form_needs_no_reference() -> None:
+    assert RlooLoss().needs_reference and RlooLoss(kl=0.1).needs_reference
+    assert not RlooLoss(clip=None).needs_reference
+    assert RlooLoss(kl=0.1) == RlooLoss(kl=0.1, clip=None)

@@ -148,13 +148,66 @@ def test_the_nll_of_the_chosen_side_is_mixed_with_the_same_weights() -> None:
 
 
 @BY_OBJECTIVE
+@pytest.mark.parametrize("mix", ["rewards", "losses"])
 @pytest.mark.parametrize(("alpha", "chosen"), [(0.0, "target_chosen"), (1.0, "source_chosen")])
-def test_the_ends_are_the_pair_loss_bit_for_bit(wrpo, pair, fields, alpha, chosen) -> None:
+def test_the_ends_are_the_pair_loss_bit_for_bit(wrpo, pair, fields, alpha, chosen, mix) -> None:
     inputs = random_inputs(PreferenceQuadruple, rows=7, seed=1)
-    whole, end = wrpo(alpha=alpha, **fields)(inputs), pair(**fields)(pair_of(inputs, chosen))
+    whole, end = wrpo(alpha=alpha, mix=mix, **fields)(inputs), pair(**fields)(pair_of(inputs, chosen))
     assert torch.equal(whole.losses_B, end.losses_B)
     for name in end.metrics:
         assert torch.equal(whole.metrics[name], end.metrics[name]), name
+
+
+@BY_OBJECTIVE
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_mixed_losses_are_the_mix_of_two_pair_losses(wrpo, pair, fields, alpha) -> None:
+    """At 0.5 the mean of both, the other branch of the published trainer; and never below the loss of the mix (Jensen)."""
+    inputs = random_inputs(PreferenceQuadruple, rows=7, seed=1)
+    of_source, of_target = (pair(**fields)(pair_of(inputs, f"{who}_chosen")).losses_B for who in ("source", "target"))
+    mixed = wrpo(alpha=alpha, mix="losses", **fields)(inputs)
+    torch.testing.assert_close(mixed.losses_B, alpha * of_source + (1 - alpha) * of_target, rtol=1e-13, atol=1e-15)
+    of_mix = wrpo(alpha=alpha, **fields)(inputs)
+    assert (mixed.losses_B > of_mix.losses_B).all() and mixed.metrics.keys() == of_mix.metrics.keys()
+    assert all(torch.equal(mixed.metrics[name], of_mix.metrics[name]) for name in of_mix.metrics)
+
+
+@pytest.mark.parametrize("log_ratios", ["summed", "averaged"])
+def test_over_ipo_mixed_losses_exceed_the_loss_of_the_mix_by_the_spread_of_the_rewards(log_ratios) -> None:
+    """alpha a^2 + (1 - alpha) b^2 - (alpha a + (1 - alpha) b)^2 = alpha (1 - alpha) (a - b)^2, with a - b = r(y_ws) - r(y_wt)."""
+    inputs = random_inputs(PreferenceQuadruple, rows=7, seed=6)
+    losses, rewards = (
+        WrpoIpoLoss(tau=0.2, alpha=0.3, mix=m, log_ratios=log_ratios)(inputs) for m in ("losses", "rewards")
+    )
+    gap = (rewards.metrics["rewards/source_chosen"] - rewards.metrics["rewards/target_chosen"]).double()
+    torch.testing.assert_close(losses.losses_B - rewards.losses_B, 0.3 * 0.7 * gap**2, rtol=1e-5, atol=1e-8)
+
+
+def test_mixed_losses_by_hand() -> None:
+    """beta 0.5, alpha 0.25; margins 1.5 and -1.5: 0.25 ln(1 + e^-1.5) + 0.75 ln(1 + e^1.5) = 1.3264132780.
+
+    With an answer to avoid at log-ratio 3, its reward 1.5: the rejected side is 0.25 * 1.5 + 0.75 * 0.5 = 0.75, the margins
+    1.25 and -1.75, 0.25 * 0.2519290813 + 0.75 * 1.9102241504.
+    """
+    sets = {"source_chosen": [[-1]], "target_chosen": [-7], "rejected": [-2]}
+    known = {"source_chosen": [[-5]], "target_chosen": [-5], "rejected": [-3]}
+    loss = WrpoLoss(beta=0.5, alpha=0.25, mix="losses")
+    plain = given(logps(**sets), logps(**known))
+    assert loss(plain).losses_B.item() == pytest.approx(1.3264132780, abs=1e-9)
+    avoided = given(logps(**sets, source_rejected=[[-1]]), logps(**known, source_rejected=[[-4]]))
+    assert loss(avoided).losses_B.item() == pytest.approx(0.25 * 0.2519290813 + 0.75 * 1.9102241504, abs=1e-9)
+
+
+def test_each_of_the_mixed_losses_has_a_gradient_of_its_own() -> None:
+    """Sources at -1 and 3, share 0.25 each: -sigmoid(-m) of each own margin, not of their mean."""
+    tokens = {"source_chosen": [[1, 1]], "target_chosen": [1], "rejected": [1]}
+    inputs = given(logps(tokens, source_chosen=[[-1, 3]], target_chosen=[0], rejected=[1]))
+    sums = {role: v.clone().requires_grad_() for role, v in inputs.policy.logps.items()}
+    out = WrpoSimpoLoss(beta=1, gamma=0, alpha=0.5, mix="losses")(with_logps(inputs, sums))
+    found = torch.autograd.grad(out.losses_B.sum(), [sums["source_chosen"], sums["target_chosen"], sums["rejected"]])
+    slopes = torch.sigmoid(-torch.tensor([-2.0, 2.0, -1.0], dtype=torch.float64)) * torch.tensor([0.25, 0.25, 0.5])
+    torch.testing.assert_close(found[0], -slopes[None, :2])
+    torch.testing.assert_close(found[1], -slopes[2:])
+    torch.testing.assert_close(found[2], slopes.sum(0, keepdim=True))
 
 
 def as_set(inputs: LossInputs, copies: int, width: int) -> LossInputs:

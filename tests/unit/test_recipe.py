@@ -93,7 +93,7 @@ BAD = {
     "no scorer": ({"score": {"*": None, "code": {"type": "python", "function": "a:b", "version": 1}}}, r"score"),
     "field of another objective": (
         {"arms": {"wrpo": {"loss": {"objective": "ipo", "tau": 1}}}},
-        r"arms\.wrpo\.loss: unknown field 'beta'; known fields: alpha, log_ratios, nll_weight, objective, tau, type",
+        r"arms\.wrpo\.loss: unknown field 'beta'; known fields: alpha, log_ratios, mix, nll_weight, objective, tau, type",
     ),
     "field of an objective missing": (
         {"arms": {"wrpo": {"loss": {"objective": "simpo"}}}},

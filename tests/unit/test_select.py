@@ -65,6 +65,14 @@ def test_quadruple_is_best_source_best_own_worst_own():
     assert taken(row) == {"source_chosen": ("b", 7.0), "target_chosen": ("sft", 4.0), "rejected": ("sft", 1.0)}
 
 
+def test_quadruple_takes_the_source_answer_of_any_rank_and_says_where_there_is_none():
+    sources, own = [*answers("a", 5.0, 1.0), *answers("b", 7.0)], answers("sft", 2.0, 4.0, 1.0)
+    for rank, expected in enumerate([("b", 7.0), ("a", 5.0), ("a", 1.0)], start=1):
+        assert taken(Quadruple(source_rank=rank)(group(sources, own)))["source_chosen"] == expected
+    drop = Quadruple(source_rank=4)(group(sources, own))
+    assert drop == Drop(Reason.no_source_response, "source answers: 3; asked for is the one of rank 4")
+
+
 def test_on_policy_pair_is_best_and_worst_own():
     row = OnPolicyPair()(group((), answers("sft", 2.0, 4.0, 1.0)))
     assert isinstance(row, PreferencePair)
@@ -266,6 +274,19 @@ def test_every_rule_keeps_its_promises(rule_type, data):
 
 def usable(rule, pool):
     return [a for a in pool if rule.allow_length or a.response.finish_reason is Finish.stop]
+
+
+@given(groups(), st.integers(0, 5))
+def test_ranks_of_quadruples_hand_out_every_source_answer_once_best_first(whole, seed):
+    """Ties included, and the first is that of the rule without a rank."""
+    usable = [a for a in whole.source if a.response.finish_reason is Finish.stop]
+    rows = [Quadruple(seed=seed, source_rank=rank + 1)(whole) for rank in range(len(usable) + 1)]
+    if isinstance(rows[0], Drop):
+        return
+    found = [row.source_chosen for row in rows[:-1]]
+    assert found[0] == Quadruple(seed=seed)(whole).source_chosen and isinstance(rows[-1], Drop)
+    assert [a.score for a in found] == sorted((a.score for a in usable), reverse=True)
+    assert len({(a.response.model, a.response.sample) for a in found}) == len(usable)
 
 
 @given(groups(), st.integers(0, 5), st.integers(1, 3), st.integers(0, 3))

@@ -14,7 +14,13 @@ from jobs.sweep import expand
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 FUSECHAT = RECIPES / "fusechat3-llama31-8b.yaml"
 TARGETS = sorted((RECIPES / "targets").glob("*.yaml"))
-VARIANTS = {"wrpo-alpha": "wrpo-llama3-8b", "wrpo-sources": "wrpo-llama3-8b", "fuserl-temperature": "fuserl-llama31-8b"}
+VARIANTS = {
+    "wrpo-alpha": "wrpo-llama3-8b",
+    "wrpo-rows": "wrpo-llama3-8b",
+    "wrpo-sources": "wrpo-llama3-8b",
+    "fuserl-rloo": "fuserl-llama31-8b",
+    "fuserl-temperature": "fuserl-llama31-8b",
+}
 
 # target -> SFT learning rate, DPO learning rate, beta, length normalisation (FuseChat-3.0 README, hyper-parameters)
 PUBLISHED = {
