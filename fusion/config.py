@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 KEY_HEX = 12
@@ -47,6 +47,15 @@ class _Strict(BaseModel):
 
 class Config(_Strict):
     """Base of everything that defines a result. Enters stage keys."""
+
+
+def later_field(default: Any, **constraints: Any) -> Any:
+    """Return a field that came after others had made results without it; `constraints` are those of pydantic's Field.
+
+    At its default, which must mean what was done before it came, it is in no dump and so in no key: finished results stay
+    valid, and a training that was under way goes on.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default, **constraints)
 
 
 class Placement(_Strict):

@@ -51,6 +51,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from fusion.config import later_field
 from fusion.losses.common import (
     BaseLoss,
     LossInputs,
@@ -190,7 +191,7 @@ class RlooLoss(BaseLoss):
     clip: float | None = Field(default=0.2, gt=0)
     """Nats per token by which a response may move from the reference before its gradient stops; null without `kl` = the
     plain form, which has no lower bound and needs no reference. With `kl` it is null."""
-    kl: float | None = Field(default=None, gt=0)
+    kl: float | None = later_field(None, gt=0)
     """Score that a nat of log-ratio to the reference costs, the beta of RLOO's penalty; it stands in for `clip`."""
     advantages: Literal["plain", "normalised"] = "plain"
     """Advantages in units of the score, or divided by the standard deviation of their group's scores."""

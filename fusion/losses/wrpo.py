@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from fusion.config import later_field
 from fusion.losses.alpha import Alpha, learning_rate_weighted_mean_alphas
 from fusion.losses.common import BaseLoss, LossInputs, LossOutput, mean_of_present, per_token
 from fusion.losses.dpo import Dpo
@@ -127,7 +128,7 @@ class WrpoBase(Objective, BaseLoss):
     type: Literal["wrpo"] = "wrpo"
     alpha: Alpha
     """Share of the source responses: a number, or `{from: 0.0, to: 0.1}` for a straight ramp over the optimizer steps."""
-    mix: Literal["rewards", "losses"] = "rewards"
+    mix: Literal["rewards", "losses"] = later_field("rewards")
     """What alpha mixes: the rewards of the preferred side, as the paper does, or the losses of two comparisons."""
 
     def __call__(self, inputs: LossInputs) -> LossOutput:

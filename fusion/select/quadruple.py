@@ -10,8 +10,7 @@ Margins are those of the own pair; the paper does not compare the source answer 
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
+from fusion.config import later_field
 from fusion.rows import PreferenceQuadruple
 from fusion.select.common import Drop, Paired, PromptGroup, Reason
 
@@ -26,7 +25,7 @@ class Quadruple(Paired):
     type: Literal["quadruple"] = "quadruple"
     side: Literal["preference"] = "preference"
     """Prompts that it is for: own answers exist on this side only."""
-    source_rank: int = Field(default=1, ge=1)
+    source_rank: int = later_field(1, ge=1)
     """Place of the source answer among all answers of all sources, best first; a prompt with fewer gives no row."""
 
     def __call__(self, group: PromptGroup) -> PreferenceQuadruple | Drop:

@@ -9,10 +9,11 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fusion import artifact as files
 from fusion.artifact import Artifact, Quarantined
-from fusion.config import Config, Placement, canonical_json, fingerprint
+from fusion.config import Config, Placement, canonical_json, fingerprint, later_field
 from fusion.errors import ArtifactError, BusyError, StageError
 from fusion.explain import state_of
 from fusion.lease import hold
@@ -23,6 +24,12 @@ from fusion.stage import Stage, StageContext, StageResult, run_stage
 class Doubling(Config):
     factor: int = 2
     fail_at: int | None = None
+
+
+class Tripling(Doubling):
+    """The same with a field more, as a later version has it."""
+
+    offset: int = later_field(0, ge=0)
 
 
 class Where(Placement):
@@ -142,6 +149,18 @@ def test_keys_follow_identity_and_not_placement():
     assert make_stage([], placement=Where(workers=64)).key == base.key
     assert make_stage([], config=Doubling(factor=3)).key != base.key
     assert make_stage([], inputs={"a": base}).key != base.key
+
+
+def test_a_field_that_came_later_leaves_finished_results_alone_until_it_is_used(tmp_path):
+    calls: list[int] = []
+    execute(make_stage(calls), tmp_path)
+    assert execute(make_stage(calls, config=Tripling()), tmp_path)[1] and calls == [0, 1, 2]
+    assert Tripling().model_dump(mode="json") == Doubling().model_dump(mode="json")
+    used = make_stage(calls, config=Tripling(offset=1))
+    assert state_of(used, tmp_path).why == ("config.offset: (absent) -> 1",)
+    assert Tripling.model_validate_json(used.config.model_dump_json()) == used.config
+    with pytest.raises(ValidationError, match="offset"):
+        Tripling(offset=-1)
 
 
 def test_explain_names_the_field_that_changed(tmp_path):
