@@ -3,6 +3,7 @@
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from fusion.rows import Verdict
 from ui.page_service import SPLIT, Chat, Keyed, Reward, hold, make_app, prompts, serving, until, until_held
 
 SIZES = {"small": (360, 740), "large": (1280, 900)}
@@ -304,6 +305,16 @@ def test_another_trained_model_has_its_own_rows_and_verdicts(visit, service):
         page.evaluate("location.hash = 'inspect/wrpo/p001'")
         page.get_by_text("Not asked: the prompt is not on the side of the split that wrpo trains on.").wait_for()
         assert "A row of sft" not in page.locator(".detail").text_content()
+
+
+def test_verdicts_have_the_colours_of_what_they_say(visit, service):
+    """Right answers once had the colour of a warning, since the page knew them by another name than the rows."""
+    with visit(f"{service}/ui#inspect/wrpo/p002") as page:
+        page.locator(".candidates").first.wait_for()
+        for verdict, colour in ((Verdict.correct, "good"), (Verdict.wrong, "bad")):
+            badges = page.locator(".candidates .badge").get_by_text(verdict, exact=True)
+            assert badges.count() > 0, verdict
+            assert {badge.get_attribute("class") for badge in badges.all()} == {f"badge {colour}"}
 
 
 def test_a_row_chosen_first_is_not_drawn_over_the_one_chosen_last(visit, service):

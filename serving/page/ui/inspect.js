@@ -210,7 +210,7 @@ function candidate(each, axis) {
         each.role ? h("span", { class: `badge ${{ rejected: "bad", chosen: "good" }[each.use] ?? ""}`, text: ROLE[each.role] ?? each.role }) : null,
         h("span", { class: "name", text: each.model }),
         h("span", { class: "hint", text: `sample ${each.sample}` }),
-        each.verdict ? h("span", { class: `badge ${{ right: "good", wrong: "bad" }[each.verdict] ?? "warn"}`, text: each.verdict }) : null,
+        each.verdict ? h("span", { class: `badge ${{ correct: "good", wrong: "bad" }[each.verdict] ?? "warn"}`, text: each.verdict }) : null,
         each.finish_reason === "length" ? h("span", { class: "badge warn", text: "cut at the limit" }) : null,
         each.truncated ? h("span", { class: "badge warn", text: "scored truncated" }) : null),
       foreign(each.text || "(empty)"),
