@@ -72,20 +72,23 @@ TINY = 1e-6
 """Added to a standard deviation before something is divided by it, in units of the score."""
 
 
-def leave_one_out(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Tensor:
-    """Return (B, K) advantages r_j - mean of the others; 0 for absent responses and for one that has no others."""
+def centred(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (B, K) present scores minus their mean, 0 for absent ones; and (B, 1) numbers of responses n and n - 1, at least 1."""
     n_B1 = present_BK.sum(1, keepdim=True)
     mean_B1 = (scores_BK * present_BK).sum(1, keepdim=True) / n_B1.clamp(min=1)
-    # r_j - (n * mean - r_j) / (n - 1) = n / (n - 1) * (r_j - mean)
-    return (n_B1 / (n_B1 - 1).clamp(min=1)) * (scores_BK - mean_B1) * present_BK
+    return (scores_BK - mean_B1) * present_BK, n_B1, (n_B1 - 1).clamp(min=1)
+
+
+def leave_one_out(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Tensor:
+    """Return (B, K) advantages r_j - mean of the others; 0 for absent responses and for one that has no others."""
+    centred_BK, n_B1, others_B1 = centred(scores_BK, present_BK)
+    return (n_B1 / others_B1) * centred_BK  # r_j - (n * mean - r_j) / (n - 1) = n / (n - 1) * (r_j - mean)
 
 
 def variances(scores_BK: torch.Tensor, present_BK: torch.Tensor) -> torch.Tensor:
     """Return (B, 1) variances of the present scores, as of a sample (n - 1); 0 where all are alike, or one is alone."""
-    n_B1 = present_BK.sum(1, keepdim=True)
-    mean_B1 = (scores_BK * present_BK).sum(1, keepdim=True) / n_B1.clamp(min=1)
-    squares_B1 = (((scores_BK - mean_B1) * present_BK) ** 2).sum(1, keepdim=True)
-    return squares_B1 / (n_B1 - 1).clamp(min=1)
+    centred_BK, _, others_B1 = centred(scores_BK, present_BK)
+    return (centred_BK**2).sum(1, keepdim=True) / others_B1
 
 
 def group_loss(

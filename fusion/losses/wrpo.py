@@ -50,7 +50,7 @@ EXTRA = "source_rejected"
 
 
 def wrpo_loss(
-    inputs: LossInputs, *, objective: Objective, alpha: float, mix: Literal["rewards", "losses"] = "rewards"
+    inputs: LossInputs, *, objective: Objective, alpha: float, mix: Literal["rewards", "losses"]
 ) -> LossOutput:
     """Return the WRPO loss of each row and its metrics; margins and accuracies are of the mixed rewards with either mix.
 

@@ -279,14 +279,14 @@ def usable(rule, pool):
 @given(groups(), st.integers(0, 5))
 def test_ranks_of_quadruples_hand_out_every_source_answer_once_best_first(whole, seed):
     """Ties included, and the first is that of the rule without a rank."""
-    usable = [a for a in whole.source if a.response.finish_reason is Finish.stop]
-    rows = [Quadruple(seed=seed, source_rank=rank + 1)(whole) for rank in range(len(usable) + 1)]
+    pool = usable(Quadruple(), whole.source)
+    rows = [Quadruple(seed=seed, source_rank=rank + 1)(whole) for rank in range(len(pool) + 1)]
     if isinstance(rows[0], Drop):
         return
     found = [row.source_chosen for row in rows[:-1]]
     assert found[0] == Quadruple(seed=seed)(whole).source_chosen and isinstance(rows[-1], Drop)
-    assert [a.score for a in found] == sorted((a.score for a in usable), reverse=True)
-    assert len({(a.response.model, a.response.sample) for a in found}) == len(usable)
+    assert [a.score for a in found] == sorted((a.score for a in pool), reverse=True)
+    assert len({(a.response.model, a.response.sample) for a in found}) == len(pool)
 
 
 @given(groups(), st.integers(0, 5), st.integers(1, 3), st.integers(0, 3))
