@@ -47,7 +47,7 @@ class CodeVerifier(Config):
     """Name of a level below L2 that is allowed where L2 cannot be had. L1 is without Landlock: programs can read every
     file that an ordinary user can."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     """Of the rules by which programs are read and judged: scores by other rules are not taken for those of these."""
 
     @property

@@ -1,5 +1,6 @@
 """How runs end: what is said of a program when it is over, and what it can count on until then."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,60 @@ def test_a_test_that_expects_the_end_of_a_loop_says_nothing(runner: Runner, erro
     assert runner.run(program, Asserts(test.format(error)), "f").result is Result.unverifiable
     without = Asserts("assert all(f(x) for x in (1, 2))")
     assert runner.run(program, without, "f").result is Result.runtime_error
+
+
+MATCH = "import re\ndef f(x): return re.search('a(b)', x)"
+
+
+@pytest.mark.parametrize(
+    ("test", "result"),
+    [
+        ("assert f('ab')", Result.passed),
+        ("assert f('ab') is not None and f('b') is None and not f('b')", Result.passed),
+        ("assert bool(f('ab')) == True and [bool(f(x)) for x in ('ab', 'b')] == [True, False]", Result.passed),
+        ("import unittest\nunittest.TestCase().assertTrue(f('ab'))", Result.passed),
+        ("m = f('ab')\nassert m == m and m != 1 and m != f('b') and m not in ('ab', None, [m][1:])", Result.passed),
+        ("from unittest.mock import ANY\nassert f('ab') == ANY", Result.passed),
+        ("assert str(f('cab')) == \"<re.Match object; span=(1, 3), match='ab'>\"", Result.passed),
+        ("assert f('b')", Result.wrong_answer),
+        ("assert not f('ab')", Result.wrong_answer),
+        ("assert f('ab') == True", Result.wrong_answer),
+        ("assert f('ab') is True, f'got {f(\"ab\")}'", Result.wrong_answer),
+        ("assert f('ab') == 'ab'", Result.wrong_answer),
+        ("assert f('ab') + 1", Result.wrong_answer),
+        ("assert f('ab') == f('ab')", Result.unverifiable),
+        ("assert f('ab').group() == 'ab'", Result.unverifiable),
+        ("assert f('ab')[1] == 'b'", Result.unverifiable),
+        ("import re\nassert isinstance(f('ab'), re.Match)", Result.unverifiable),
+        ("import re\nassert type(f('ab')) is re.Match", Result.unverifiable),
+        ("assert f('ab').__class__", Result.unverifiable),
+        ("assert {f('ab'): 1}", Result.unverifiable),
+        ("import copy\nassert copy.deepcopy([f('ab')])", Result.unverifiable),
+        ("import pickle\nassert pickle.dumps(f('ab'))", Result.unverifiable),
+        ("match f('ab'):\n    case str(): pass\n    case _: assert False", Result.unverifiable),
+        ("try: f('ab').group()\nexcept BaseException: pass", Result.unverifiable),
+        ("try: m = hasattr(f('ab'), 'span')\nfinally: f('b')", Result.unverifiable),
+        ("assert f(f('ab'))", Result.unverifiable),
+        ("m = f('ab')\nm.text = 1", Result.unverifiable),
+    ],
+)  # fmt: skip
+def test_of_a_match_a_test_sees_that_there_is_one(runner: Runner, test: str, result: Result) -> None:
+    """What it sees is as in plain Python; where more is asked, nothing is said, so no right answer is called wrong."""
+    outcome = runner.run(Program(MATCH, ("f",)), Asserts(test), "f")
+    assert outcome.result is result, outcome
+    if result is not Result.unverifiable:
+        scope: dict = {}
+        exec(MATCH, scope)
+        with contextlib.nullcontext() if result is Result.passed else pytest.raises((AssertionError, TypeError)):
+            exec(test, scope)
+
+
+def test_matches_within_values_and_arguments(runner: Runner) -> None:
+    program = Program("import re\ndef f(x, into): into.append(re.match('a', x)); return {x: [into[0]]}", ("f",))
+    test = "into = []\nmade = f('a', into)\nassert len(into) == 1 and into[0] and made['a'][0]\nassert made.keys() == {'a'}"
+    assert runner.run(program, Asserts(test), "f").result is Result.passed
+    said = runner.run(Program(MATCH, ("f",)), Call(["ab"], {}, True), "f")
+    assert (said.result, said.detail) == (Result.unverifiable, "f returned no plain value: Match")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -45,7 +46,7 @@ JSON = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.sampled_from(["list", "dict", "same", "set", "int", "x", "ff"]),
+    | st.sampled_from(["list", "dict", "same", "set", "int", "Match", "x", "ff"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=2),
     max_leaves=12,
 )
@@ -134,6 +135,19 @@ def test_objects_are_not_carried(value: object) -> None:
     for plain in (True, False):
         with pytest.raises(UncarriedError):
             Encoder(plain=plain).encode(value)
+
+
+def test_a_match_is_carried_as_a_result_only() -> None:
+    match = re.search("b", "abc")
+    tree = values.loads(values.dumps(Encoder().encode([match, None])))
+    assert tree == ["list", 0, [["Match", "<re.Match object; span=(1, 2), match='b'>"], None]]
+    assert Decoder(match=lambda text: text[:9]).decode(tree) == ["<re.Match", None]
+    for encoder in (Encoder(plain=True), Encoder(exact=True)):
+        with pytest.raises(UncarriedError, match="Match"):
+            encoder.encode(match)
+    for hostile in (tree, ["Match"], ["Match", 1, 2], ["Match", ["list", 0, []]]):
+        with pytest.raises(MalformedError):
+            Decoder().decode(hostile)
 
 
 def test_depth_and_size_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 A stand-in sends its arguments to the judge, which has the program called with them in the program's own process, and
 returns what comes back. What cannot be carried, and what is no answer at all, ends the test for good: no `except` of
-the test catches it, so it is never taken for a pass.
+the test catches it, so it is never taken for a pass. A match of `re` comes as one that is true, and that ends the test
+where it asks more of it.
 
 A test may use what it imports, built-ins, modules of the standard library by their name (data sets count on imports of
 the solution), and those functions of the program that the prompt names. A text that defines `check(candidate)` and never calls it is a test of
@@ -53,6 +54,8 @@ class Session:
         self.fault: tuple[str, str] | None = None
         self.catches = False
         """The test has something to catch exceptions with."""
+        self.asks_types = False
+        """The test says `type`, and so might tell a stand-in from what it stands for."""
 
     def stand_in(self, name: str) -> Callable[..., Any]:
         """Return the function that calls the program's function of this name."""
@@ -85,7 +88,7 @@ class Session:
         """Return what the program's function returned and raised, and do to the arguments what it did to them."""
         if "uncarried" in answer:
             self.end("unverifiable", f"{name} returned no plain value: {answer['uncarried']}")
-        decoder = values.Decoder(list(arguments))
+        decoder = values.Decoder(list(arguments), match=lambda text: self._match(name, text))
         result = decoder.decode(answer["value"]) if "value" in answer else None
         error = None if "value" in answer else _exception(answer["raised"])
         if answer["contents"] is not None:
@@ -101,10 +104,50 @@ class Session:
             self.end("runtime_error", said)
         return result, error
 
+    def _match(self, name: str, text: str) -> "_Match":
+        said = f"{name} returned a match of re, and the test asks more than whether there is one"
+        if self.asks_types:
+            self.end("unverifiable", said)
+        return _Match(text, lambda: self.end("unverifiable", said))
+
     def end(self, result: str, detail: str) -> NoReturn:
         """End the test for good, whatever it catches."""
         self.fault = self.fault or (result, detail)
         raise _EndOfTestError
+
+
+class _Match:
+    """Stands for a match of `re` that the program returned: true, not None, written as it was, equal to nothing else.
+
+    A program could have returned True, or a text, as well, so no test believes it more for this. What else is asked of it, its
+    groups or its class (`isinstance`), ends the test.
+    """
+
+    __slots__ = ("_end", "_text")
+
+    def __init__(self, text: str, end: Callable[[], NoReturn]) -> None:
+        object.__setattr__(self, "_text", text)
+        object.__setattr__(self, "_end", end)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return object.__getattribute__(self, "_text")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is _Match and other is not self:  # Perhaps one match that was returned twice.
+            _Match._ask(self)
+        return other is self or NotImplemented
+
+    def __hash__(self) -> int:
+        return _Match._ask(self)
+
+    def _ask(self, *args: Any) -> Any:
+        object.__getattribute__(self, "_end")()
+
+    __getattribute__ = __getitem__ = __copy__ = __deepcopy__ = __reduce_ex__ = __dir__ = _ask
+    __setattr__ = __delattr__ = _ask
 
 
 def run(channel: Lines, job: dict[str, Any]) -> None:
@@ -129,6 +172,7 @@ def _verdict(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     if elsewhere := _elsewhere(tree):
         return {"result": "unverifiable", "detail": f"with {elsewhere} a failed assert may not end the test"}
     session.catches = _catches(tree)
+    session.asks_types = "type" in free_names(tree)
     scope = _scope(session, tree, name, job["functions"])
     try:
         exec(code, scope)

@@ -2,7 +2,8 @@
 
 A value becomes a tree of JSON: None, True, texts, integers and finite floats as they are, everything else as
 `[tag, …]`. Only exact built-in types and a few of the standard library are carried; an object of any other type, a
-subclass of `int` among them, is not, so no code of a program comes along with its values.
+subclass of `int` among them, is not, so no code of a program comes along with its values. Of a match of `re`, which many
+programs return where they could say True, a result tells only that it is one and how it is written, `["Match", text]`.
 
 Mutable containers are numbered as they are first seen, `["list", 0, […]]`, and named again as `["same", 0]`. So cycles and
 shared parts stay what they are, and what a call did to its arguments can be told (`contents`, `refill`). `plain=True` is the form
@@ -15,6 +16,7 @@ import decimal
 import fractions
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,8 +62,8 @@ class Encoder:
 
         Args:
             plain: write the form without numbers.
-            exact: refuse a `defaultdict` with a factory that is none of a few built-in types, as arguments need it; a
-                result comes without such a factory, and is what it is by its items.
+            exact: refuse a match, and a `defaultdict` with a factory that is none of a few built-in types, as arguments
+                need it; a result comes without such a factory, and is what it is by its items.
             numbered: containers that have numbers already.
         """
         self.numbered: list[Any] = [] if numbered is None else numbered
@@ -89,6 +91,8 @@ class Encoder:
             return value if math.isfinite(value) else ["float", repr(value)]
         if kind in _SCALARS:
             return [kind.__name__, *_SCALARS[kind][0](value)]
+        if kind is re.Match and not (self._plain or self._exact):
+            return ["Match", repr(value)]
         self._depth += 1
         self._budget -= 1
         if self._depth > MAX_DEPTH or self._budget < 0:
@@ -138,8 +142,10 @@ class Encoder:
 class Decoder:
     """Makes values of trees; the containers that it has made are in `numbered`, by their number."""
 
-    def __init__(self, numbered: list[Any] | None = None) -> None:
+    def __init__(self, numbered: list[Any] | None = None, *, match: Callable[[str], Any] | None = None) -> None:
+        """Start with the containers that have numbers already; `match` makes what stands for a match, where one may come."""
         self.numbered: list[Any] = [] if numbered is None else numbered
+        self._match = match
 
     def decode(self, tree: Tree) -> Any:
         """Return the value of a tree.
@@ -177,6 +183,8 @@ class Decoder:
         tag, *rest = tree
         if tag == "same":
             return self.numbered[rest[0]]
+        if tag == "Match" and self._match is not None:
+            return self._match(*map(str, rest))
         if tag in _SCALAR_TAGS:
             return _SCALAR_TAGS[tag](*rest)
         if tag in _FROZEN_TAGS:
