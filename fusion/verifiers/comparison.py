@@ -8,7 +8,8 @@ import dataclasses
 import re
 from fractions import Fraction
 
-from fusion.verifiers.notation import Spelling, spell
+from fusion.verifiers.intervals import RELATION, Region, regions
+from fusion.verifiers.notation import Spelling, cut, spell
 from fusion.verifiers.units import LETTER_UNIT, plain_number
 
 _BRACKETS = r"[{}()\[\]]"
@@ -88,6 +89,8 @@ def settle(gold: Spelling, answer: Spelling, decimals: int) -> bool | None:
         return same_letters
     if (same_time := _same_date_or_time(gold.text, answer.text)) is not None:
         return same_time
+    if (same_region := _same_region(gold.text, answer.text)) is not None:
+        return same_region
     if (same_numbers := _same_numbers(gold.text, answer.text, decimals)) is not None:
         return same_numbers
     if _differ_in_form(gold.text, answer.text):
@@ -108,6 +111,9 @@ def variants(gold: Spelling, answer: Spelling) -> tuple[list[str], list[str]]:
 
     Example: `variants(Spelling("\\frac{1}{2}"), Spelling("50", percent=True)) == (["\\frac{1}{2}"], ["50", "(50)/100"])`.
     """
+    told = _told_regions(gold.text, answer.text)
+    if told:
+        return [region.text for region in told[0]], [region.text for region in told[1]]
     golds, answers = [_both_signs(gold.text)], [_both_signs(answer.text)]
     letter_unit = LETTER_UNIT.fullmatch(answer.text)
     if letter_unit and not re.search(r"[A-Za-z]", re.sub(r"\\[a-z]+", "", gold.text)):
@@ -128,27 +134,14 @@ def _both_signs(text: str) -> str:
 # ---- parts ------------------------------------------------------------------------------------
 
 
-def _cut(text: str, where: re.Pattern[str]) -> list[str]:
-    """Return what stands between the matches outside of brackets; one within them, as `=` in `\\sum_{n=1}`, is none."""
-    depth, start, parts = 0, 0, []
-    for match in where.finditer(text):
-        token = match.group()
-        if token in "{}()[]":
-            depth += (token in "{([") - (token in "})]")
-        elif depth == 0:
-            parts.append(text[start : match.start()])
-            start = match.end()
-    return [*parts, text[start:]]
-
-
 def _sides(text: str) -> list[str]:
     """Return what stands between the equals signs."""
-    return _cut(text, _EQUALS_OR_BRACE)
+    return cut(text, _EQUALS_OR_BRACE)
 
 
 def _items(text: str) -> list[str]:
     """Return the members of a list that has no brackets around it: `["1", "2"]` of `1 \\text{ and } 2`."""
-    return [item.strip() for item in _cut(text, _LINK_OR_BRACE) if item.strip()]
+    return [item.strip() for item in cut(text, _LINK_OR_BRACE) if item.strip()]
 
 
 def _named_values(text: str) -> list[str]:
@@ -215,6 +208,29 @@ def _same_date_or_time(gold: str, answer: str) -> bool | None:
     if one and other:
         return one.groups() == other.groups()
     return None
+
+
+def _told_regions(gold: str, answer: str) -> tuple[list[Region], list[Region]] | None:
+    """Return the sets of real numbers that both tell, at least one of them by inequalities; None for anything else."""
+    if not RELATION.search(f"{gold} {answer}"):
+        return None
+    golds, answers = regions(gold), regions(answer)
+    return (golds, answers) if golds and answers else None
+
+
+def _same_region(gold: str, answer: str) -> bool | None:
+    """Return whether both tell the same set of real numbers of the same variable; None where algebra says it, or neither does.
+
+    Example: True for `-1 < x < 3` and `3 > x > -1`; False for `-1 < x < 3` and `-1 < y < 3`, and for `2, 3` and `2 < x < 3`.
+    """
+    told = _told_regions(gold, answer)
+    if told is None:
+        is_numbers = all(plain_number(item) is not None for item in _items(gold))
+        return False if is_numbers and RELATION.search(answer) and regions(answer) else None
+    variables = {region.variable for region in (*told[0], *told[1])} - {""}
+    if len(variables) > 1:
+        return False
+    return True if {region.text for region in told[0]} & {region.text for region in told[1]} else None
 
 
 def _same_numbers(gold: str, answer: str, decimals: int) -> bool | None:

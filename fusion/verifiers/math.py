@@ -33,7 +33,7 @@ class MathVerifier(Config):
     """Wall clock seconds for one comparison; a longer one is ended with its process and is an `error`."""
     memory_mb: int = Field(default=1024, ge=256)
     """Address space of the process that compares, in MiB."""
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     """Of the rules by which answers are read and compared: scores by other rules are not taken for those of these."""
 
     @property

@@ -32,6 +32,8 @@ _SIGNS = str.maketrans(
         "∈": r"\in ",
         "∅": r"\emptyset ",
         "≈": r"\approx ",
+        "±": r"\pm ",
+        "ℝ": r"\mathbb{R}",
         "½": r"\frac{1}{2}",
         "¼": r"\frac{1}{4}",
         "¾": r"\frac{3}{4}",
@@ -42,6 +44,19 @@ _SIGNS = str.maketrans(
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _FONTS = r"text(?:rm|bf|it|sf|normal)?|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|mbox"
 _SIZES = r"displaystyle|textstyle|limits|large|Large|small|normalsize|bf|rm|it"
+_OTHER_BRACKETS = (
+    r"(^\s*|(?:\\(?:cup|in)|\bor|\\text\{\s*or\s*\})\s*)([\[\]])((?:(?!\\cup|\\text|\bor\b)[^\[\]])*)([\[\]])"
+)
+
+
+def _usual_brackets(match: re.Match[str]) -> str:
+    """Return an interval, whose open ends may have the other bracket as in French, as `(-1, 3]` for `]-1; 3]`."""
+    before, opening, bounds, closing = match.groups()
+    if not re.search("[,;]", bounds):
+        return match[0]
+    return f"{before}{'(' if opening == ']' else '['}{bounds.replace(';', ',')}{')' if closing == '[' else ']'}"
+
+
 # In this order: later ones rely on earlier ones. A backslash after another one ends a row of a matrix.
 _SPELLINGS = [
     (re.compile(pattern), replacement)
@@ -79,6 +94,7 @@ _SPELLINGS = [
         (r"^\(([0-9A-Za-z]+)\)(?=_)", r"\1"),
         (r"_\{\s*\\text\{\s*([0-9A-Za-z]+)\s*\}\s*\}", r"_{\1}"),
         (r"^([0-9A-Za-z]+) in base ([0-9]+)$", r"\1_{\2}"),
+        (_OTHER_BRACKETS, _usual_brackets),
         (r"\s+", " "),
     )
 ]
@@ -90,6 +106,11 @@ _MIXED = re.compile(r"([-+]?)\s?([0-9]+)\s([0-9]+)\s?/\s?([0-9]+)")
 _SCIENTIFIC = re.compile(r"([-+]?[0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,2})")
 _REPEATING = re.compile(r"([-+]?)([0-9]{0,9})\.([0-9]{0,9})\\(?:overline|bar)\s?\{?([0-9]{1,9})\}?")
 _TIME = re.compile(r"0?([0-9]{1,2})(:[0-9]{2})?\s*(?:\\text\{\s*)?([aApP])\.?\s?[mM]\.?\s*\}?")
+# What has a name and a sign.
+_NAMED = [
+    (re.compile(r"(?:the set of )?all (?:real numbers|reals)", re.IGNORECASE), r"\mathbb{R}"),
+    (re.compile(r"(?:there (?:is|are) )?no solutions?", re.IGNORECASE), r"\emptyset"),
+]
 # Four letters, or three with another word: shorter ones may be a product of variables.
 _WORDS = re.compile(r"(?=.*[A-Za-z]{4}|.*[A-Za-z]{3}.* |.* .*[A-Za-z]{3})[A-Za-z][A-Za-z'’ -]*")
 
@@ -113,6 +134,9 @@ def spell(answer: str) -> Spelling:
     wrapped = _WHOLE_TEXT.fullmatch(text)
     if wrapped:
         text = bare(wrapped.group(1))
+    for name, sign in _NAMED:
+        if name.fullmatch(text):
+            return Spelling(sign)
     if time := _TIME.fullmatch(text):
         return Spelling(f"{time[1]}{time[2] or ':00'} {time[3].lower()}m")
     text = without_unit(_without_separators(text))
@@ -131,6 +155,22 @@ def spell(answer: str) -> Spelling:
         text = text[1:-1]
     is_words = bool(wrapped and len(text) > 1) or bool(_WORDS.fullmatch(text))
     return Spelling(text, bool(percent), is_words)
+
+
+def cut(text: str, where: re.Pattern[str]) -> list[str]:
+    """Return what stands between the matches outside of brackets; one within them, as `=` in `\\sum_{n=1}`, is none.
+
+    The pattern matches brackets too, one at a time.
+    """
+    depth, start, parts = 0, 0, []
+    for match in where.finditer(text):
+        token = match.group()
+        if token in "{}()[]":
+            depth += (token in "{([") - (token in "})]")
+        elif depth == 0:
+            parts.append(text[start : match.start()])
+            start = match.end()
+    return [*parts, text[start:]]
 
 
 def _roots(text: str) -> str:

@@ -178,6 +178,38 @@ CASES: list[tuple[str, str, str]] = [
         CORRECT,
     ),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\boxed{\begin{pmatrix} 2 \\ 1 \end{pmatrix}}", WRONG),
+    # ---- sets of real numbers, by inequalities
+    (r"(-\infty,1)\cup(2,\infty)", r"\boxed{x<1 \text{ or } x>2}", CORRECT),  # math-verify alone: not the same.
+    (r"(-\infty,1)\cup(2,\infty)", r"\boxed{2 < x \text{ or } 1 > x}", CORRECT),
+    (r"(-\infty,1)\cup(2,\infty)", r"\boxed{x < 1, x > 2}", CORRECT),
+    (r"(-\infty,1)\cup(2,\infty)", r"\boxed{x<1 \text{ or } x\ge 2}", WRONG),
+    (r"(-\infty,1)\cup(2,\infty)", r"\boxed{x<1 \text{ and } x>2}", WRONG),
+    (r"x<1 \text{ or } x>2", r"\boxed{x>2 \text{ and } x<1}", WRONG),  # math-verify alone: the same.
+    (r"x<1 \text{ or } x>2", r"\boxed{y>2 \text{ or } y<1}", WRONG),
+    (r"x<1 \text{ or } x>2", r"\boxed{(-\infty,1)\cup(2,\infty)}", CORRECT),
+    ("-1 < x < 3", r"\boxed{3 > x > -1}", CORRECT),  # math-verify alone: not the same.
+    ("-1 < x < 3", r"\boxed{x > -1 \text{ and } x < 3}", CORRECT),
+    ("-1 < x < 3", r"\boxed{(-1, 3)}", CORRECT),
+    ("-1 < x < 3", r"\boxed{-1 \le x < 3}", WRONG),
+    ("-1 < x < 3", r"\boxed{-1 < y < 3}", WRONG),
+    ("-1 < x < 3", r"\boxed{x > -1 \text{ or } x < 3}", WRONG),
+    (r"\left[\frac{1}{2},\sqrt{3}\right)", r"\boxed{\sqrt3 > x \ge 0.5}", CORRECT),
+    (r"\left[\frac{1}{2},\sqrt{3}\right)", r"\boxed{\sqrt3 > x \ge 1/3}", WRONG),
+    ("[-1,3)", r"\boxed{\{x \in \mathbb{R} : -1 \le x < 3\}}", CORRECT),
+    ("[-1,3)", "$x$ is in the set, so the answer is [-1, 3[.", CORRECT),
+    (r"(-\infty,3]", r"\boxed{\left]-\infty;3\right]}", CORRECT),
+    (r"(-\infty,3]", r"\boxed{]-\infty,3[}", WRONG),
+    ("2, 3", r"\boxed{2 < x < 3}", WRONG),  # math-verify alone: the same.
+    ("2", r"\boxed{x > 2}", WRONG),
+    (r"\mathbb{R}", r"\boxed{\text{all real numbers}}", CORRECT),
+    (r"\text{all real numbers}", r"\boxed{(-\infty,\infty)}", CORRECT),
+    (r"\mathbb{R}", r"\boxed{\text{all integers}}", WRONG),
+    (r"\text{no solution}", r"\boxed{\text{There are no solutions.}}", CORRECT),
+    (r"\text{no solution}", r"\boxed{\emptyset}", CORRECT),
+    (r"\text{no solution}", r"\boxed{0}", WRONG),
+    ("0", r"\boxed{\text{no solution}}", WRONG),
+    ("2, -2", r"\boxed{x = ±2}", CORRECT),
+    ("2, -2", r"\boxed{±3}", WRONG),
     # ---- texts, choices, times, bases
     (r"\text{east}", r"\boxed{East}", CORRECT),
     (r"\text{east}", "The answer is east.", CORRECT),
