@@ -9,12 +9,11 @@ import re
 from fractions import Fraction
 
 from fusion.verifiers.intervals import RELATION, Region, regions
-from fusion.verifiers.notation import Spelling, cut, spell
+from fusion.verifiers.notation import BRACKETS, Spelling, cut, spell
 from fusion.verifiers.units import LETTER_UNIT, plain_number
 
-_BRACKETS = r"[{}()\[\]]"
-_EQUALS_OR_BRACE = re.compile(rf"(?<![<>!\\:])=(?!=)|{_BRACKETS}")
-_LINK_OR_BRACE = re.compile(rf"\\text\{{\s*(?:and|or)\s*\}}|,\s*(?:and|or)\b|[,;]|\b(?:and|or)\b|{_BRACKETS}")
+_EQUALS_OR_BRACE = re.compile(rf"(?<![<>!\\:])=(?!=)|{BRACKETS}")
+_LINK_OR_BRACE = re.compile(rf"\\text\{{\s*(?:and|or)\s*\}}|,\s*(?:and|or)\b|[,;]|\b(?:and|or)\b|{BRACKETS}")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?")
 _NAME_EQUALS = re.compile(rf"{_NAME.pattern}\s*=(?!=)\s*")
 # `2x = 5` is an equation that nobody has solved, `a + b = 5` may well be what was asked for.

@@ -7,12 +7,11 @@ math-verify compares unions of intervals, but takes `or` and `and` for the same,
 import dataclasses
 import re
 
-from fusion.verifiers.notation import cut
+from fusion.verifiers.notation import BRACKETS, cut
 
-_BRACKETS = r"[{}()\[\]]"
-_OR = re.compile(rf"\\text\{{\s*or\s*\}}|\bor\b|\\(?:cup|lor|vee)(?![A-Za-z])|或|{_BRACKETS}")
-_AND = re.compile(rf"\\text\{{\s*and\s*\}}|\band\b|\\(?:land|wedge)(?![A-Za-z])|且|{_BRACKETS}")
-_COMMA = re.compile(rf",|{_BRACKETS}")
+_OR = re.compile(rf"\\text\{{\s*or\s*\}}|\bor\b|\\(?:cup|lor|vee)(?![A-Za-z])|或|{BRACKETS}")
+_AND = re.compile(rf"\\text\{{\s*and\s*\}}|\band\b|\\(?:land|wedge)(?![A-Za-z])|且|{BRACKETS}")
+_COMMA = re.compile(rf",|{BRACKETS}")
 RELATION = re.compile(r"(<=|>=|<|>|\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt)(?![A-Za-z]))")
 """What stands between the sides of an inequality."""
 _VARIABLE = re.compile(
@@ -56,26 +55,26 @@ def regions(text: str) -> list[Region]:
 
 
 def _union(text: str) -> Region | None:
-    """Return the region of a set, or of parts between which stands `or`."""
-    if (told := _SET.fullmatch(text.strip())) and (inside := _union_of_parts(told[2])) and inside.variable == told[1]:
-        return inside
-    return _union_of_parts(text)
-
-
-def _union_of_parts(text: str) -> Region | None:
+    """Return the region of parts between which stands `or`."""
     parts = [_part(part.strip()) for part in cut(text, _OR)]
-    found = [part for part in parts if part]
-    variables = {part.variable for part in found} - {""}
-    if len(found) != len(parts) or len(variables) > 1:
+    found = [interval for part in parts for interval in part]
+    variables = {interval.variable for interval in found} - {""}
+    if not all(parts) or len(variables) > 1:
         return None
-    return Region(r"\cup".join(sorted(f"{part.low},{part.high}" for part in found)), min(variables, default=""))
+    return Region(r"\cup".join(sorted(f"{one.low},{one.high}" for one in found)), min(variables, default=""))
 
 
-def _part(text: str) -> Interval | None:
-    """Return the interval that a text without `or` tells, as a set, a membership, inequalities or itself."""
-    if told := _SET.fullmatch(text):
-        inside = _bounded(told[2])
-        return inside if inside and inside.variable == told[1] else None
+def _part(text: str) -> list[Interval]:
+    """Return the intervals of a set, `\\{x : x < 1\\}`, or the one that is told without; none where something tells none."""
+    told = _SET.fullmatch(text)
+    inside = [_told(part.strip()) for part in (cut(told[2], _OR) if told else [text])]
+    found = [interval for interval in inside if interval]
+    is_of_it = told is None or {interval.variable for interval in found} - {""} == {told[1]}
+    return found if len(found) == len(inside) and is_of_it else []
+
+
+def _told(text: str) -> Interval | None:
+    """Return the interval that a membership, inequalities or itself tell."""
     if told := _MEMBER.fullmatch(text):
         inside = _interval(told[2].strip())
         return dataclasses.replace(inside, variable=told[1]) if inside else None

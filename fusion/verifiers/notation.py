@@ -10,6 +10,8 @@ from fractions import Fraction
 
 from fusion.verifiers.units import PERCENT, bare, decimal, plain_number, without_unit
 
+BRACKETS = r"[{}()\[\]]"
+"""One of them; a part of every pattern that `cut` is given."""
 _SIGNS = str.maketrans(
     {
         **dict.fromkeys("−–", "-"),
@@ -160,7 +162,7 @@ def spell(answer: str) -> Spelling:
 def cut(text: str, where: re.Pattern[str]) -> list[str]:
     """Return what stands between the matches outside of brackets; one within them, as `=` in `\\sum_{n=1}`, is none.
 
-    The pattern matches brackets too, one at a time.
+    The pattern matches `BRACKETS` too.
     """
     depth, start, parts = 0, 0, []
     for match in where.finditer(text):
